@@ -1,0 +1,1 @@
+"""What the entry points share. Only here and in the scripts do configs and concrete trackers exist."""

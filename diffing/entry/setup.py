@@ -1,0 +1,44 @@
+"""From a composed config to plain values: the config ends here."""
+
+import logging
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from diffing.entry.choices import choose_variant
+from diffing.errors import InvalidSetting
+from diffing.specs import CorpusSpec, PairSpec
+from trackers import LocalTracker, Tracker, WandbTracker, auto_tracker
+
+log = logging.getLogger(__name__)
+
+
+def pair_spec(config: DictConfig) -> PairSpec:
+    """The pair that `model`, `organism` and `organism_variant` name, not yet pinned."""
+    base = instantiate(config.model, _convert_="object")
+    variants = OmegaConf.to_container(config.organism.variants, resolve=True)
+    variant = choose_variant(config.organism.name, variants, config.organism_variant, base.name)
+    return PairSpec(base=base, finetuned=variant, organism=config.organism.name, variant=config.organism_variant)
+
+
+def corpus_specs(config: DictConfig) -> list[CorpusSpec]:
+    """The corpora chosen by `corpus=`, in that order."""
+    return [instantiate(corpus, _convert_="object") for corpus in config.corpora.values()]
+
+
+def tracker(config: DictConfig, job: str) -> Tracker:
+    """The tracker that `tracker=` names, not yet started; says which it is and why."""
+    root, project, entity = Path(config.tracker.root), config.tracker.project, config.tracker.entity
+    recorded = OmegaConf.to_container(config, resolve=True)
+    match config.tracker.kind:
+        case "auto":
+            chosen, line = auto_tracker(root, project, job, recorded, entity)
+        case "local":
+            chosen, line = LocalTracker(root, project, job, recorded), f"tracking locally in {root}"
+        case "wandb":
+            chosen, line = WandbTracker(root, project, job, recorded, entity), "tracking with W&B"
+        case other:
+            raise InvalidSetting(f"tracker.kind={other}; expected auto, local or wandb")
+    log.info(line)
+    return chosen

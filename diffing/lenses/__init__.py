@@ -1,0 +1,1 @@
+"""Instruments that methods share: tensors in, readings out."""

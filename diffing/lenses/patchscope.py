@@ -1,0 +1,63 @@
+"""Token-identity patchscope: put a vector where a prompt has a blank, and read what the model thinks stands there.
+
+Each identity prompt repeats three words as `word -> word` and ends in a lone `?`. The residual stream at the `?`, at the
+output of block l, is overwritten with s * v, and the next-token distribution is read (Ghandeharioun et al., 2024). A
+token scores the mean of its probabilities over the three prompts, if it is among the `intersection` likeliest in all of
+them, and 0 otherwise (arXiv 2510.13900).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from diffing.models.sites import editing
+
+IDENTITY_WORDS = (("man", "1135", "hello"), ("bear", "42", "blue"), ("921", "target", "anna"))
+INTERSECTION = 16_384
+
+
+def identity_prompt(words: Sequence[str]) -> str:
+    """Lines of `word -> word`, then the blank."""
+    return "".join(f"{word} -> {word}\n" for word in words) + "?"
+
+
+@torch.no_grad()
+def patchscope(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    vectors: Float[Tensor, "batch d_model"],
+    layer: int,
+    intersection: int = INTERSECTION,
+    batch_size: int = 32,
+) -> Float[Tensor, "batch vocab"]:
+    """Score of every token for each vector, already scaled by the caller. Rows sum to at most 1."""
+    pieces = [_read(model, tokenizer, rows, layer, intersection) for rows in vectors.split(batch_size)]
+    return torch.cat(pieces)
+
+
+def _read(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    vectors: Float[Tensor, "batch d_model"],
+    layer: int,
+    intersection: int,
+) -> Float[Tensor, "batch vocab"]:
+    total, in_all = None, None
+    for words in IDENTITY_WORDS:
+        ids = torch.tensor(tokenizer(identity_prompt(words))["input_ids"]).to(model.device)
+
+        def overwrite(hidden: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+            return torch.cat([hidden[:, :-1], vectors[:, None].to(hidden)], dim=1)
+
+        with editing(model, layer, overwrite):
+            logits = model(ids.expand(len(vectors), -1), use_cache=False, logits_to_keep=1).logits[:, -1]
+        probabilities = torch.softmax(logits.float(), -1)
+        cut = probabilities.topk(min(intersection, probabilities.shape[-1])).values[:, -1:]
+        among = probabilities >= cut
+        total = probabilities if total is None else total + probabilities
+        in_all = among if in_all is None else in_all & among
+    assert total is not None and in_all is not None  # there are three prompts
+    return (total / len(IDENTITY_WORDS)).masked_fill(~in_all, 0.0).cpu()

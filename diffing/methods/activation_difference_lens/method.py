@@ -1,0 +1,263 @@
+"""Activation Difference Lens: read the mean activation difference on the first tokens of unrelated text.
+
+A narrow finetune shifts the residual stream in much the same way on any text, already in its first tokens. That mean
+shift, one vector per position, is read with the logit lens and a patchscope, and added to the finetuned model while it
+answers neutral prompts (arXiv 2510.13900). The base and finetuned means and a random direction of the same norm are read
+in the same way: what they show too is not the finetune.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffing.activations.position_means import SKIPPED, PositionMeans, position_means
+from diffing.axes import Side
+from diffing.errors import InvalidSetting
+from diffing.lenses.logit_lens import TopTokens, logit_lens, top_tokens
+from diffing.lenses.patchscope import INTERSECTION, patchscope
+from diffing.lenses.steering import Condition, steered_samples
+from diffing.methods.activation_difference_lens import tables
+from diffing.methods.base import Study
+from diffing.models.generation import Sampling
+from diffing.report import Finding, NamedTensor, Report, Scalar
+from diffing.text.corpus import Corpus
+from diffing.text.windows import batches, token_sequences
+
+SOURCES = ("difference", "base", "finetuned", "random")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was measured at one layer on one corpus, and the vectors that are read there."""
+
+    corpus: str
+    means: PositionMeans
+    vectors: Mapping[str, Float[Tensor, "pos d_model"]]
+    """Per source of `SOURCES`, at the positions that are read, in float32."""
+    positions: Sequence[int]
+
+    @property
+    def telling(self) -> int:
+        """The position, other than the sink at 0 if there is a choice, whose shift is largest for its residual norm."""
+        candidates = [position for position in self.positions if position > 0] or list(self.positions)
+        shift = self.means.difference.norm(dim=-1) / self.means.norm_base
+        return max(candidates, key=lambda position: float(shift[position]))
+
+    def scaled(self, source: str) -> Float[Tensor, "pos d_model"]:
+        """The vectors of a source, rescaled to the mean residual norm of the finetuned model."""
+        vectors = self.vectors[source]
+        return vectors / vectors.norm(dim=-1, keepdim=True) * self.means.residual_norm
+
+
+@dataclass(frozen=True)
+class ActivationDifferenceLens:
+    """Settings of the Activation Difference Lens."""
+
+    name: ClassVar[str] = "activation_difference_lens"
+
+    prompts: Sequence[str]
+    """Neutral chat prompts that are answered steered and unsteered."""
+    layers: Sequence[float | int] = (0.5,)
+    """Depths to read: a float is a share of the depth, an int an absolute layer."""
+    n_positions: int = 32
+    """Tokens read of each text."""
+    max_texts: int = 1_000
+    """Texts read of each corpus."""
+    batch_size: int = 32
+    positions: Sequence[int] = (0, 1, 2, 3, 4)
+    """Positions whose means are read with the lenses."""
+    top: int = 20
+    """Tokens kept of each readout."""
+    patchscope_scales: Sequence[float] = (0.5, 1.0, 2.0, 4.0)
+    """Lengths of the patched vector, in units of the mean residual norm."""
+    patchscope_intersection: int = INTERSECTION
+    """A token counts if it is among this many likeliest in all identity prompts."""
+    steering_positions: Sequence[int] | None = None
+    """Positions whose mean difference steers; None takes the most telling one."""
+    strengths: Sequence[float] = (0.5, 1.0)
+    """Steering strengths, in units of the mean residual norm."""
+    samples_per_prompt: int = 1
+    max_new_tokens: int = 48
+    temperature: float = 0.7
+    steering_batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        outside = [p for p in (*self.positions, *(self.steering_positions or ())) if not 0 <= p < self.n_positions]
+        if outside:
+            raise InvalidSetting(f"positions {outside} are not among the {self.n_positions} that are read")
+        if self.n_positions <= SKIPPED:
+            raise InvalidSetting(f"n_positions={self.n_positions}; expected more than {SKIPPED}")
+        if any(strength <= 0 for strength in (*self.strengths, *self.patchscope_scales)):
+            raise InvalidSetting("strengths and patchscope_scales are lengths: expected numbers above 0")
+
+    def run(self, study: Study) -> Report:
+        readings = [reading for corpus in study.corpora for reading in self._read(study, corpus)]
+        identical = all(float(reading.means.norm_difference.max()) == 0.0 for reading in readings)
+        measured = {"positions": tables.position_table([(r.corpus, r.means) for r in readings])}
+        findings = [Finding("No difference: both sides have the same activations on every text.", "positions")]
+        if not identical:
+            measured |= self._readouts(study, readings)
+            findings = [tables.finding(r.corpus, r.means, r.telling, measured["logit_lens"]) for r in readings]
+        return Report(
+            method=self.name,
+            pair=study.pair.spec,
+            settings=asdict(self),
+            corpora=[corpus.spec for corpus in study.corpora],
+            no_difference=identical,
+            scalars=_scalars(readings),
+            tables=measured,
+            tensors=_tensors(readings),
+            figures={"norms": tables.norm_figure([(r.corpus, r.means) for r in readings])},
+            findings=findings,
+        )
+
+    def _read(self, study: Study, corpus: Corpus) -> list[Reading]:
+        """One streamed pass over one corpus."""
+        tokenizer = study.pair.tokenizer
+        layers = sorted({study.pair.layer_at(depth) for depth in self.layers})
+        texts = list(token_sequences(corpus, tokenizer, max_tokens=self.n_positions, max_texts=self.max_texts))
+        with study.progress.stage(f"activations of both sides on {corpus.spec.name}", len(texts)) as advance:
+            padded = batches(texts, self.batch_size, pad_id=tokenizer.pad_token_id, side="right")
+            means = position_means(study.pair, padded, layers, self.n_positions, advance)
+        return [self._reading(study, corpus.spec.name, means[layer]) for layer in layers]
+
+    def _reading(self, study: Study, corpus: str, means: PositionMeans) -> Reading:
+        positions = [position for position in self.positions if position < len(means.n_texts)]
+        vectors = {key: getattr(means, key)[positions].float() for key in ("difference", "base", "finetuned")}
+        generator = torch.Generator().manual_seed(study.seed)
+        vectors["random"] = torch.randn(vectors["difference"].shape, generator=generator)
+        return Reading(corpus, means, vectors, positions)
+
+    def _readouts(self, study: Study, readings: Sequence[Reading]) -> dict[str, tables.Table]:
+        """Lenses on every reading, and samples steered by it."""
+        lens_rows, scope_rows, sample_rows = [], [], []
+        n_scopes = len(readings) * len(SOURCES) * len(self.patchscope_scales)
+        with study.progress.stage("logit lens and patchscope", n_scopes) as advance:
+            for reading in readings:
+                for source in SOURCES:
+                    lens_rows += self._logit_lens(study, reading, source)
+                    for scale in self.patchscope_scales:
+                        scope_rows += self._patchscope(study, reading, source, scale)
+                        advance(1)
+        for reading in readings:
+            sample_rows += self._steer(study, reading)
+        return {
+            "logit_lens": tables.logit_lens_table(lens_rows),
+            "patchscope": tables.patchscope_table(scope_rows),
+            "steering": tables.steering_table(sample_rows),
+        }
+
+    def _logit_lens(self, study: Study, reading: Reading, source: str) -> list[dict]:
+        with study.pair.using(_reader(source)) as model:
+            promoted, suppressed = logit_lens(model, reading.vectors[source].to(study.pair.device), self.top)
+        return [
+            row | {"direction": direction}
+            for direction, found in (("promoted", promoted), ("suppressed", suppressed))
+            for row in self._token_rows(study, reading, source, found)
+        ]
+
+    def _patchscope(self, study: Study, reading: Reading, source: str, scale: float) -> list[dict]:
+        vectors = reading.scaled(source).to(study.pair.device) * scale
+        with study.pair.using(_reader(source)) as model:
+            scores = patchscope(model, study.pair.tokenizer, vectors, reading.means.layer, self.patchscope_intersection)
+        rows = self._token_rows(study, reading, source, top_tokens(scores, self.top))
+        return [row | {"scale": scale} for row in rows if row["probability"] > 0]
+
+    def _token_rows(self, study: Study, reading: Reading, source: str, found: TopTokens) -> list[dict]:
+        return [
+            {
+                "corpus": reading.corpus,
+                "layer": reading.means.layer,
+                "source": source,
+                "position": position,
+                "rank": rank,
+                "token": study.pair.tokenizer.decode([token]),
+                "probability": probability,
+            }
+            for position, ids, probabilities in zip(reading.positions, found.ids, found.probabilities, strict=True)
+            for rank, (token, probability) in enumerate(zip(ids.tolist(), probabilities.tolist(), strict=True), 1)
+        ]
+
+    def _steer(self, study: Study, reading: Reading) -> list[dict]:
+        layer, positions = reading.means.layer, self.steering_positions or [reading.telling]
+        sampling = Sampling(self.max_new_tokens, self.temperature, seed=study.seed)
+        rows = []
+        for position in positions:
+            conditions = self._conditions(reading, position)
+            total = len(self.prompts) * len(conditions) * self.samples_per_prompt
+            title = f"samples steered by position {position} at layer {layer}"
+            with study.progress.stage(title, total) as advance, study.pair.using(Side.FINETUNED) as model:
+                samples = steered_samples(
+                    model, study.pair.tokenizer, self.prompts, conditions, layer, self.samples_per_prompt, sampling,
+                    self.steering_batch_size, advance,
+                )  # fmt: skip
+            rows += [
+                {
+                    "corpus": reading.corpus,
+                    "layer": layer,
+                    "position": position,
+                    "prompt": sample.prompt,
+                    "condition": sample.condition.name,
+                    "kind": sample.condition.kind,
+                    "strength": sample.condition.strength,
+                    "sample": sample.index,
+                    "text": sample.text,
+                }
+                for sample in samples
+            ]
+        return rows
+
+    def _conditions(self, reading: Reading, position: int) -> list[Condition]:
+        """Unsteered, steered at each strength, and steered by a random direction at the largest one."""
+        at = reading.positions.index(position)
+        steer, random = reading.scaled("difference")[at], reading.scaled("random")[at]
+        largest = max(self.strengths)
+        return [
+            Condition("unsteered", "unsteered", 0.0, torch.zeros_like(steer)),
+            *(Condition(f"steered {strength:g}", "steered", strength, strength * steer) for strength in self.strengths),
+            Condition(f"random direction {largest:g}", "random", largest, largest * random),
+        ]
+
+
+def _reader(source: str) -> Side:
+    """Each side's mean is read by its own model; differences and random directions by the finetuned one."""
+    return Side.BASE if source == "base" else Side.FINETUNED
+
+
+def _scalars(readings: Sequence[Reading]) -> dict[str, Scalar]:
+    """Headline numbers of the reading with the largest shift."""
+    reading = max(readings, key=lambda r: float(r.means.difference[r.telling].norm() / r.means.norm_base[r.telling]))
+    means, at = reading.means, reading.telling
+    shift = means.difference[at].norm()
+    return {
+        "layer": Scalar(means.layer, "layer of the largest shift (absolute, counted from 0)"),
+        "telling_position": Scalar(at, "position with the largest shift for its residual norm (the sink at 0 left out)"),
+        "shift_norm": Scalar(float(shift), "L2 norm of the mean difference there (residual stream units)"),
+        "relative_shift": Scalar(
+            float(shift / means.norm_base[at]), "that norm over the base's mean residual norm there (ratio)"
+        ),
+        "consistency": Scalar(
+            float(means.consistency[at]),
+            "norm of the mean difference over the mean norm of the differences there: 1 if all texts shift alike (ratio)",
+        ),
+        "residual_norm": Scalar(
+            means.residual_norm, f"mean L2 norm of the finetuned residual stream from position {SKIPPED} on"
+        ),
+    }
+
+
+def _tensors(readings: Sequence[Reading]) -> dict[str, NamedTensor]:
+    """One [pos, d_model] tensor per corpus, layer and kind of mean, in float32."""
+    return {
+        f"{tables.slug(reading.corpus)}_layer_{reading.means.layer}_{key}": NamedTensor(
+            getattr(reading.means, key).float(),
+            f"mean {key} of the residual stream on {reading.corpus}, layer {reading.means.layer}",
+            ("pos", "d_model"),
+        )
+        for reading in readings
+        for key in ("difference", "base", "finetuned")
+    }

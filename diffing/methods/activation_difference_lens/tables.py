@@ -1,0 +1,151 @@
+"""How the Activation Difference Lens lays out its results: tables with their descriptions, figure and findings."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from diffing.activations.position_means import PositionMeans
+from diffing.report import Figure, Finding, Table, View
+
+Measured = Sequence[tuple[str, PositionMeans]]
+"""(corpus, means) of every reading."""
+
+_WHERE = {
+    "corpus": "corpus whose texts were read",
+    "layer": "decoder block, absolute, counted from 0",
+    "position": "token position within the text, counted from 0",
+}
+_TOKEN = {
+    "source": "what was read: the mean difference (finetuned - base), the mean of one side, or a random direction",
+    "rank": "place in the readout, 1 is the likeliest",
+    "token": "decoded token, white space kept",
+}
+
+
+def slug(name: str) -> str:
+    """`name` as part of a lower_snake_case name."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def position_table(measured: Measured) -> Table:
+    rows = []
+    for corpus, means in measured:
+        shift = means.difference.norm(dim=-1)
+        for position in range(len(means.n_texts)):
+            rows.append(
+                {
+                    "corpus": corpus,
+                    "layer": means.layer,
+                    "position": position,
+                    "n_texts": int(means.n_texts[position]),
+                    "shift_norm": float(shift[position]),
+                    "relative_shift": float(shift[position] / means.norm_base[position]),
+                    "consistency": float(means.consistency[position]),
+                    "norm_base": float(means.norm_base[position]),
+                    "norm_finetuned": float(means.norm_finetuned[position]),
+                }
+            )
+    return Table(
+        pd.DataFrame(rows),
+        "How far the residual stream moved at each position, on average over texts",
+        _WHERE
+        | {
+            "n_texts": "texts that reach this position",
+            "shift_norm": "L2 norm of the mean difference, finetuned - base (residual stream units)",
+            "relative_shift": "shift_norm over norm_base (ratio)",
+            "consistency": "shift_norm over the mean norm of single differences: 1 if all texts shift alike, "
+            "1/sqrt(n_texts) by chance (ratio)",
+            "norm_base": "mean L2 norm of the base's residual stream (residual stream units)",
+            "norm_finetuned": "mean L2 norm of the finetuned residual stream (residual stream units)",
+        },
+    )
+
+
+def logit_lens_table(rows: Sequence[Mapping[str, object]]) -> Table:
+    return Table(
+        pd.DataFrame(rows),
+        "Logit lens: tokens that each vector promotes and suppresses when read by the model's own head",
+        _WHERE
+        | _TOKEN
+        | {
+            "probability": "softmax over the vocabulary of the readout, or of its negative (probability)",
+            "direction": "promoted: readout of the vector; suppressed: readout of its negated logits",
+        },
+        View("tokens", "token", group=("corpus", "layer", "direction", "position", "source"), weight="probability"),
+    )
+
+
+def patchscope_table(rows: Sequence[Mapping[str, object]]) -> Table:
+    return Table(
+        pd.DataFrame(rows, columns=["corpus", "layer", "source", "position", "rank", "token", "probability", "scale"]),
+        "Token-identity patchscope: tokens the model reads in each vector when it stands in for a word",
+        _WHERE
+        | _TOKEN
+        | {
+            "probability": "mean next-token probability over the identity prompts, tokens in all of them (probability)",
+            "scale": "length of the patched vector (mean residual norms)",
+        },
+        View("tokens", "token", group=("corpus", "layer", "scale", "position", "source"), weight="probability"),
+    )
+
+
+def steering_table(rows: Sequence[Mapping[str, object]]) -> Table:
+    return Table(
+        pd.DataFrame(rows),
+        "Answers of the finetuned model, unsteered, with the mean difference added, and with a random direction added",
+        _WHERE
+        | {
+            "prompt": "user message",
+            "condition": "what was added to the residual stream, with its strength",
+            "kind": "unsteered, steered (mean difference) or random (random direction of the same length)",
+            "strength": "length of the added vector (mean residual norms)",
+            "sample": "number of the sample, counted from 0",
+            "text": "the model's answer",
+        },
+        View("samples", "text", group=("corpus", "layer", "position", "prompt"), compare="condition"),
+    )
+
+
+def finding(corpus: str, means: PositionMeans, position: int, lens: Table) -> Finding:
+    """The most telling position in words, pointing at its tokens."""
+    frame = lens.frame
+    chosen = frame[
+        (frame["corpus"] == corpus)
+        & (frame["layer"] == means.layer)
+        & (frame["source"] == "difference")
+        & (frame["direction"] == "promoted")
+        & (frame["position"] == position)
+    ].head(10)
+    shift = float(means.difference[position].norm() / means.norm_base[position])
+    tokens = ", ".join(repr(token) for token in chosen["token"])
+    return Finding(
+        f"On {corpus}, layer {means.layer}, position {position}: the finetune moves the residual stream by "
+        f"{shift:.1%} of its norm, with consistency {float(means.consistency[position]):.2f} over "
+        f"{int(means.n_texts[position])} texts. The logit lens of that shift reads {tokens}.",
+        "logit_lens",
+        [int(row) for row in chosen.index],
+    )
+
+
+def norm_figure(measured: Measured) -> Figure:
+    figure = go.Figure()
+    for corpus, means in measured:
+        shift = (means.difference.norm(dim=-1) / means.norm_base).tolist()
+        label = f"{corpus}, layer {means.layer}"
+        figure.add_scatter(y=shift, name=f"relative shift ({label})", mode="lines+markers")
+        figure.add_scatter(
+            y=means.consistency.tolist(), name=f"consistency ({label})", mode="lines", line={"dash": "dot"}
+        )
+        figure.add_scatter(
+            y=means.n_texts.double().rsqrt().tolist(),
+            name=f"consistency by chance ({label})",
+            mode="lines",
+            line={"dash": "dash", "color": "grey"},
+        )
+    figure.update_layout(
+        title="Mean difference by position", xaxis_title="position (token)", yaxis_title="ratio", hovermode="x unified"
+    )
+    return Figure(json.loads(figure.to_json()), "Relative shift and consistency by position")

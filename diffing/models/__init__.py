@@ -1,0 +1,1 @@
+"""The pair, where activations live, and generation."""

@@ -1,0 +1,146 @@
+"""Batched sampling whose text does not depend on how the prompts were batched.
+
+Each row draws from a random stream of its own, keyed by the seed and the row's number, so that the batch size, the
+padding and the neighbours of a row change nothing but rounding. Steering adds one vector per row at the output of a
+block, at every position of the prompt and of the continuation.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache
+
+from diffing.errors import InvalidSetting
+from diffing.models.sites import editing
+from diffing.text.windows import TokenBatch, pad
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How continuations are drawn. `temperature` 0 is greedy; `top_p` 1 keeps the whole distribution."""
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise InvalidSetting(f"{self}: expected max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1")
+
+
+@dataclass(frozen=True)
+class Steering:
+    """One vector per prompt, added to the residual stream at the output of block `layer`; zero leaves a row alone."""
+
+    layer: int
+    vectors: Float[Tensor, "batch d_model"]
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    steering: Steering | None = None,
+    batch_size: int = 16,
+    on_batch: Callable[[int], object] = lambda rows: None,
+) -> list[str]:
+    """One continuation per prompt (token ids in, text out, special tokens removed), in the order of the prompts.
+
+    `on_batch` is told the number of rows that were finished.
+    """
+    if steering is not None and len(steering.vectors) != len(prompts):
+        raise InvalidSetting(f"{len(prompts)} prompts but {len(steering.vectors)} steering vectors; expected one each")
+    texts: list[str] = []
+    for start in range(0, len(prompts), batch_size):
+        rows = range(start, min(start + batch_size, len(prompts)))
+        uniform = torch.stack([_row_stream(sampling, row) for row in rows])
+        batch = pad([prompts[row] for row in rows], pad_id=_pad_id(tokenizer), side="left")
+        edit = nullcontext() if steering is None else _steered(model, steering, rows)
+        with edit:
+            ids = _continue(model, batch, sampling, uniform, _end_ids(model, tokenizer))
+        texts += tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)
+        on_batch(len(rows))
+    return texts
+
+
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Token ids of a one-turn user prompt up to the start of the assistant's answer, thinking off."""
+    if tokenizer.chat_template is None:
+        raise InvalidSetting(f"the tokenizer of {tokenizer.name_or_path} has no chat template; use plain text prompts")
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, enable_thinking=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _row_stream(sampling: Sampling, row: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sampling.seed * 1_000_003 + row)
+    return torch.rand(sampling.max_new_tokens, generator=generator)
+
+
+def _steered(model: PreTrainedModel, steering: Steering, rows: range):
+    added = steering.vectors[rows.start : rows.stop, None, :]
+    return editing(model, steering.layer, lambda hidden: hidden + added.to(hidden))
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = {tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
+    return torch.tensor(sorted(id for id in ids if id is not None), dtype=torch.long)
+
+
+@torch.no_grad()
+def _continue(
+    model: PreTrainedModel,
+    batch: TokenBatch,
+    sampling: Sampling,
+    uniform: Float[Tensor, "batch steps"],
+    end_ids: Int[Tensor, " ends"],
+) -> Int[Tensor, "batch steps_taken"]:
+    """New tokens per row; what follows a row's end-of-turn token is that token again."""
+    device = model.get_input_embeddings().weight.device
+    ids, mask, positions = batch.ids.to(device), batch.mask.to(device).long(), batch.position_ids.to(device)
+    uniform, end_ids = uniform.to(device), end_ids.to(device)
+    cache = DynamicCache(config=model.config)
+    finished = torch.zeros(len(ids), dtype=torch.bool, device=device)
+    new: list[Tensor] = []
+    for step in range(sampling.max_new_tokens):
+        output = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        token = _draw(output.logits[:, -1].float(), uniform[:, step], sampling)
+        token = torch.where(finished, new[-1][:, 0] if new else token, token)
+        new.append(token[:, None])
+        finished = finished | torch.isin(token, end_ids)
+        if bool(finished.all()):
+            break
+        ids, positions = token[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return torch.cat(new, dim=1)
+
+
+def _draw(
+    logits: Float[Tensor, "batch vocab"], uniform: Float[Tensor, " batch"], sampling: Sampling
+) -> Int[Tensor, " batch"]:
+    """Inverse-CDF sampling from the tempered, nucleus-truncated distribution (Holtzman et al., 2020)."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probabilities, order = torch.softmax(logits / sampling.temperature, -1).sort(dim=-1, descending=True, stable=True)
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+    cumulative = probabilities.cumsum(-1)
+    target = uniform[:, None] * cumulative[:, -1:]
+    rank = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
+    return order.gather(-1, rank)[:, 0]

@@ -1,0 +1,222 @@
+"""A base model and its finetune, cheap to build: weights load on first use.
+
+A LoRA pair holds one copy of the base weights and switches its adapter on and off; a steering-vector or identical pair
+holds one model; only a full finetune holds two. `using(side)` is the only way to a model, so that an adapter can never
+be left in the wrong state.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from diffing.axes import Side
+from diffing.errors import IncompatiblePair, InvalidSetting, SchemaMismatch
+from diffing.models.sites import decoder_blocks, editing
+from diffing.models.sources import model_source, variant_source
+from diffing.specs import ModelSpec, PairSpec, layer_at
+
+log = logging.getLogger(__name__)
+
+
+class ModelPair:
+    """Both sides of a pair on one device. `spec` should be pinned, so that what is loaded is what is recorded."""
+
+    def __init__(self, spec: PairSpec, device: str = "auto"):
+        self.spec = spec
+        self.device = _best_device() if device == "auto" else torch.device(device)
+        self._in_use: Side | None = None
+
+    @contextmanager
+    def using(self, side: Side) -> Iterator[PreTrainedModel]:
+        """The model of one side, for the length of the block. Blocks of different sides must not be nested."""
+        if self._in_use is not None and self._in_use is not side:
+            raise RuntimeError(f"the {side} side was asked for inside a block that uses the {self._in_use} side")
+        outer, self._in_use = self._in_use, side
+        try:
+            with self._switched_to(side) as model:
+                yield model
+        finally:
+            self._in_use = outer
+
+    @contextmanager
+    def _switched_to(self, side: Side) -> Iterator[PreTrainedModel]:
+        kind = self.spec.finetuned.kind
+        if kind == "lora":
+            model = self._with_adapter
+            with nullcontext() if side is Side.FINETUNED else model.disable_adapter():
+                yield self._base
+        elif kind == "steering_vector" and side is Side.FINETUNED:
+            vector, layer = self._steering_vector, self.spec.finetuned.layer
+            assert layer is not None  # VariantSpec requires it
+            with editing(self._base, layer, lambda hidden: hidden + vector.to(hidden)):
+                yield self._base
+        elif kind == "full" and side is Side.FINETUNED:
+            yield self._full
+        else:
+            yield self._base
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer, with the finetune's chat template if the base has none.
+
+        Raises IncompatiblePair if a full finetune gives other ids to the tokens that both know.
+        """
+        base = self.spec.base
+        source = base.tokenizer_id or str(model_source(base).folder)
+        tokenizer = _load_tokenizer(source, base)
+        if self.spec.finetuned.kind == "full":
+            folder = variant_source(self.spec.finetuned).folder
+            if any(folder.glob("tokenizer*")):
+                other = _load_tokenizer(str(folder), base)
+                common_vocabulary(tokenizer, other, (base.name, self.spec.finetuned.id))
+                tokenizer.chat_template = tokenizer.chat_template or other.chat_template
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @property
+    def n_layers(self) -> int:
+        return len(decoder_blocks(self._base))
+
+    @property
+    def d_model(self) -> int:
+        return self._base.get_input_embeddings().weight.shape[1]
+
+    def layer_at(self, depth: float | int) -> int:
+        """Absolute layer of a relative (float) or absolute (int) depth."""
+        return layer_at(depth, self.n_layers)
+
+    @cached_property
+    def _base(self) -> PreTrainedModel:
+        return _load_model(model_source(self.spec.base).folder, self.spec.base, self.device)
+
+    @cached_property
+    def _full(self) -> PreTrainedModel:
+        variant = self.spec.finetuned
+        spec = replace(self.spec.base, id=variant.id, revision=variant.revision, subfolder=variant.subfolder, bundled=None)
+        model = _load_model(variant_source(variant).folder, spec, self.device)
+        _check_shapes(self._base, model, (self.spec.base.name, variant.id))
+        return model
+
+    @cached_property
+    def _with_adapter(self):
+        """The base with its adapter injected (PEFT); `_base` is the same object underneath."""
+        return _attach_adapter(self._base, variant_source(self.spec.finetuned).folder, self.spec)
+
+    @cached_property
+    def _steering_vector(self) -> Float[Tensor, " d_model"]:
+        vector = _load_vector(variant_source(self.spec.finetuned).folder)
+        if vector.shape != (self.d_model,):
+            raise IncompatiblePair(
+                f"steering vector {self.spec.finetuned.id} has shape {list(vector.shape)}; "
+                f"{self.spec.base.name} needs [{self.d_model}]"
+            )
+        return vector * self.spec.finetuned.strength
+
+
+def common_vocabulary(
+    base: PreTrainedTokenizerBase, finetuned: PreTrainedTokenizerBase, names: tuple[str, str]
+) -> int:
+    """Number of leading token ids that both sides share.
+
+    One side may have added tokens at the end; then only this common prefix may be compared. Any other disagreement
+    raises IncompatiblePair.
+    """
+    first, second = ({id: token for token, id in side.get_vocab().items()} for side in (base, finetuned))
+    shared = min(len(first), len(second))
+    for id in range(shared):
+        if first.get(id) != second.get(id):
+            raise IncompatiblePair(
+                f"the tokenizers of {names[0]} and {names[1]} disagree: token {id} is {first.get(id)!r} in the first and "
+                f"{second.get(id)!r} in the second; both sides must read the same ids (set model.tokenizer_id if one "
+                "of them ships the wrong tokenizer)"
+            )
+    return shared
+
+
+def _best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load_tokenizer(source: str, spec: ModelSpec) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=spec.trust_remote_code)
+
+
+def _load_model(folder: Path, spec: ModelSpec, device: torch.device) -> PreTrainedModel:
+    dtype = getattr(torch, spec.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise InvalidSetting(f"model.dtype={spec.dtype}; expected float32, bfloat16 or float16")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=spec.attn_implementation,
+        trust_remote_code=spec.trust_remote_code,
+    )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _attach_adapter(model: PreTrainedModel, folder: Path, spec: PairSpec):
+    from peft import PeftConfig, PeftModel
+    from peft.utils import load_peft_weights
+
+    names = f"adapter {spec.finetuned.id} and base {spec.base.name}"
+    if not (folder / "adapter_config.json").is_file():
+        raise SchemaMismatch(f"{spec.finetuned.id} is no LoRA adapter: no adapter_config.json in it (variant kind: full?)")
+    trained_on = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    if trained_on and trained_on != spec.base.id:
+        log.warning("%s was trained on %s, and is attached to %s", spec.finetuned.id, trained_on, spec.base.id)
+    try:
+        adapted = PeftModel.from_pretrained(model, folder)
+    except (RuntimeError, ValueError) as error:
+        raise IncompatiblePair(f"{names} do not fit together; was it trained on {trained_on}?\n{error}") from error
+    stored, expected = set(load_peft_weights(str(folder), device="cpu")), _adapter_names(adapted)
+    if stored != expected:
+        examples = sorted(stored ^ expected)[:3]
+        raise IncompatiblePair(
+            f"{names} do not fit together; was it trained on {trained_on}? "
+            f"{len(stored - expected)} stored tensors have no place in the model and {len(expected - stored)} "
+            f"places have no tensor, such as {examples}"
+        )
+    return adapted.eval().requires_grad_(False)
+
+
+def _adapter_names(adapted) -> set[str]:
+    """Names, as stored in adapter files, of the tensors that the injected adapter has."""
+    from peft import get_peft_model_state_dict
+
+    # Without the flag, PEFT asks the hub whether the vocabulary was resized.
+    return set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+
+
+def _check_shapes(base: PreTrainedModel, finetuned: PreTrainedModel, names: tuple[str, str]) -> None:
+    shapes = [
+        (len(decoder_blocks(model)), model.get_input_embeddings().weight.shape[1]) for model in (base, finetuned)
+    ]
+    if shapes[0] != shapes[1]:
+        raise IncompatiblePair(
+            f"{names[0]} has {shapes[0][0]} layers of width {shapes[0][1]}, {names[1]} has {shapes[1][0]} of width "
+            f"{shapes[1][1]}; a pair needs the same shape"
+        )
+
+
+def _load_vector(path: Path) -> Tensor:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        tensors = list(load_file(path).values())
+    elif path.suffix == ".pt":
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = [loaded] if isinstance(loaded, Tensor) else []
+    else:
+        raise InvalidSetting(f"steering vector {path.name}: expected a .safetensors or .pt file")
+    if len(tensors) != 1:
+        raise SchemaMismatch(f"{path.name}: expected exactly one tensor, found {len(tensors)}")
+    return tensors[0].float()

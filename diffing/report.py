@@ -1,0 +1,238 @@
+"""The one schema of results: what a method returns, what is stored, and what people and agents read.
+
+    report.json            written last: everything below is indexed there
+    tables/<name>.parquet  every column carries a description with its unit
+    tensors.safetensors    named vectors
+    figures/<name>.json    Plotly figures
+
+A folder without `report.json` is not a report.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from diffing.errors import MissingInput, SchemaMismatch
+from diffing.specs import JSON, CorpusSpec, ModelSpec, PairSpec, VariantSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION = 1
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One number and what it means, with its unit."""
+
+    value: float
+    about: str
+
+
+@dataclass(frozen=True)
+class View:
+    """How a table wants to be seen; plain rows if it has none.
+
+    `tokens`: weighted token lists, one per value of `group`, drawn as clouds (`item` is the token, `weight` its size).
+    `samples`: texts that belong together, one row of columns per value of `group` (`item` is the text, `compare` names
+    the columns). `heat`: token windows, one per row (`item` holds lists of tokens, `weight` lists of values).
+    """
+
+    kind: Literal["tokens", "samples", "heat"]
+    item: str
+    group: Sequence[str] = ()
+    weight: str | None = None
+    compare: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a result. `columns` describes every column, with units; a column without a description raises."""
+
+    frame: pd.DataFrame
+    about: str
+    columns: Mapping[str, str]
+    view: View | None = None
+
+    def __post_init__(self) -> None:
+        undescribed = [str(name) for name in self.frame.columns if not self.columns.get(str(name), "").strip()]
+        unknown = [name for name in self.columns if name not in self.frame.columns]
+        if undescribed or unknown:
+            raise SchemaMismatch(
+                f"table '{self.about}': columns without a description: {undescribed}; described but absent: {unknown}"
+            )
+        if self.view is not None:
+            named = [self.view.item, *self.view.group, self.view.weight, self.view.compare]
+            if missing := [name for name in named if name is not None and name not in self.frame.columns]:
+                raise SchemaMismatch(f"table '{self.about}': its view names absent columns {missing}")
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """A tensor, what it means, and the name of each of its axes."""
+
+    tensor: "Tensor"
+    about: str
+    axes: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if len(self.axes) != self.tensor.ndim:
+            raise SchemaMismatch(f"tensor '{self.about}': {self.tensor.ndim} dimensions, but axes {list(self.axes)}")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A Plotly figure in its JSON form."""
+
+    plotly: Mapping[str, JSON]
+    about: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim in words that points at the rows which carry it."""
+
+    claim: str
+    table: str | None = None
+    rows: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a method found out about a pair."""
+
+    method: str
+    pair: PairSpec
+    settings: Mapping[str, JSON]
+    corpora: Sequence[CorpusSpec]
+    no_difference: bool
+    """True when both sides are the same: the null result, to be shown as such."""
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    tensors: Mapping[str, NamedTensor] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    findings: Sequence[Finding] = ()
+    provenance: Mapping[str, JSON] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*self.scalars, *self.tables, *self.tensors, *self.figures):
+            if not _NAME.fullmatch(name):
+                raise SchemaMismatch(f"'{name}': names in a report are lower_snake_case")
+        if bad := [name for name, scalar in self.scalars.items() if not math.isfinite(scalar.value)]:
+            raise SchemaMismatch(f"scalars must be finite, leave out what is undefined: {bad}")
+        for finding in self.findings:
+            if finding.table is not None and finding.table not in self.tables:
+                raise SchemaMismatch(f"finding '{finding.claim}' points at table '{finding.table}', which is not there")
+
+    def with_provenance(self, provenance: Mapping[str, JSON]) -> "Report":
+        return replace(self, provenance={**self.provenance, **provenance})
+
+    def save(self, folder: Path) -> None:
+        """Write into `folder`, which is made if needed; `report.json` comes last, so that a torn write is no report."""
+        from safetensors.torch import save_file
+
+        for part in ("tables", "figures"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        for name, table in self.tables.items():
+            table.frame.reset_index(drop=True).to_parquet(folder / "tables" / f"{name}.parquet")
+        for name, figure in self.figures.items():
+            _write_json(folder / "figures" / f"{name}.json", figure.plotly)
+        tensors = {name: item.tensor.detach().cpu().contiguous() for name, item in self.tensors.items()}
+        save_file(tensors, folder / "tensors.safetensors")
+        _write_json(folder / "report.json", _index(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Report":
+        """Inverse of `save`. Raises MissingInput for no report, SchemaMismatch for one this version cannot read."""
+        index = _read_index(folder)
+        tensors = _load_tensors(folder, index["tensors"])
+        tables = {
+            name: Table(
+                frame=pd.read_parquet(folder / "tables" / f"{name}.parquet"),
+                about=entry["about"],
+                columns=entry["columns"],
+                view=View(**entry["view"]) if entry["view"] else None,
+            )
+            for name, entry in index["tables"].items()
+        }
+        figures = {
+            name: Figure(plotly=json.loads((folder / "figures" / f"{name}.json").read_text("utf-8")), about=about)
+            for name, about in index["figures"].items()
+        }
+        pair = index["pair"]
+        return cls(
+            method=index["method"],
+            pair=PairSpec(
+                ModelSpec(**pair["base"]), VariantSpec(**pair["finetuned"]), pair["organism"], pair["variant"]
+            ),
+            settings=index["settings"],
+            corpora=[CorpusSpec(**corpus) for corpus in index["corpora"]],
+            no_difference=index["no_difference"],
+            scalars={name: Scalar(**entry) for name, entry in index["scalars"].items()},
+            tables=tables,
+            tensors=tensors,
+            figures=figures,
+            findings=[Finding(**entry) for entry in index["findings"]],
+            provenance=index["provenance"],
+        )
+
+
+def _index(report: Report) -> dict[str, JSON]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "method": report.method,
+        "pair": report.pair.as_json(),
+        "settings": dict(report.settings),
+        "corpora": [corpus.as_json() for corpus in report.corpora],
+        "no_difference": report.no_difference,
+        "scalars": {name: asdict(scalar) for name, scalar in report.scalars.items()},
+        "tables": {
+            name: {
+                "about": table.about,
+                "columns": dict(table.columns),
+                "view": asdict(table.view) if table.view else None,
+                "rows": len(table.frame),
+            }
+            for name, table in report.tables.items()
+        },
+        "tensors": {
+            name: {"about": item.about, "axes": list(item.axes), "shape": list(item.tensor.shape)}
+            for name, item in report.tensors.items()
+        },
+        "figures": {name: figure.about for name, figure in report.figures.items()},
+        "findings": [asdict(finding) for finding in report.findings],
+        "provenance": dict(report.provenance),
+    }
+
+
+def _read_index(folder: Path) -> dict:
+    path = folder / "report.json"
+    if not path.is_file():
+        raise MissingInput(f"no report in {folder}: expected a folder that holds report.json")
+    index = json.loads(path.read_text("utf-8"))
+    version = index.get("schema_version") if isinstance(index, dict) else None
+    if version != SCHEMA_VERSION:
+        raise SchemaMismatch(f"{path} has schema version {version}; this version of diffing reads {SCHEMA_VERSION}")
+    return index
+
+
+def _load_tensors(folder: Path, index: Mapping[str, Mapping]) -> dict[str, NamedTensor]:
+    from safetensors.torch import load_file
+
+    stored = load_file(folder / "tensors.safetensors")
+    for name, entry in index.items():
+        found = list(stored[name].shape) if name in stored else None
+        if found != entry["shape"]:
+            raise SchemaMismatch(f"tensor '{name}' of {folder}: expected shape {entry['shape']}, found {found}")
+    return {name: NamedTensor(stored[name], entry["about"], entry["axes"]) for name, entry in index.items()}
+
+
+def _write_json(path: Path, value: JSON) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")

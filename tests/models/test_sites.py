@@ -1,0 +1,80 @@
+"""Reading and editing residual streams, against Hugging Face's own hidden states."""
+
+import pytest
+import torch
+
+from diffing.errors import IncompatiblePair, InvalidSetting
+from diffing.models.sites import decoder_blocks, editing, reading, residuals, unembed
+from diffing.text.windows import TokenBatch, pad
+from tests import tiny
+
+
+def batch_of(side: str, lengths: tuple[int, ...] = (9, 4, 12)) -> TokenBatch:
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randint(5, tiny.VOCAB, (length,), generator=generator).tolist() for length in lengths]
+    return pad(rows, pad_id=0, side=side)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_residuals_are_the_hidden_states_of_every_family(family: str) -> None:
+    model, batch = tiny.model(family), batch_of("right")
+    expected = model(
+        input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.position_ids, output_hidden_states=True
+    ).hidden_states
+    found = residuals(model, batch, list(range(tiny.LAYERS - 1)))
+    for layer in range(tiny.LAYERS - 1):
+        torch.testing.assert_close(found[layer][batch.mask], expected[layer + 1][batch.mask], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_unembedding_the_last_block_gives_the_models_own_logits(family: str) -> None:
+    model, batch = tiny.model(family), batch_of("right", (7, 7))
+    last = residuals(model, batch, [tiny.LAYERS - 1])[tiny.LAYERS - 1]
+    logits = model(input_ids=batch.ids).logits
+    torch.testing.assert_close(unembed(model, last[:, -1], chunk=100), logits[:, -1].float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_padding_side_does_not_change_real_positions(family: str) -> None:
+    model = tiny.model(family)
+    left, right = batch_of("left"), batch_of("right")
+    found = [residuals(model, batch, [2])[2][batch.mask] for batch in (left, right)]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_above_the_deepest_layer_are_not_run() -> None:
+    model, ran = tiny.model(), []
+    for index, block in enumerate(decoder_blocks(model)):
+        block.register_forward_hook(lambda module, args, output, index=index: ran.append(index))
+    residuals(model, batch_of("right"), [1, 0])
+    assert ran == [0, 1]
+
+
+def test_hooks_are_released_even_after_an_error() -> None:
+    model = tiny.model()
+    with pytest.raises(ZeroDivisionError), reading(model, [0, 2]), editing(model, 1, lambda hidden: hidden):
+        raise ZeroDivisionError
+    assert all(not block._forward_hooks for block in decoder_blocks(model))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_an_edit_changes_the_stream_by_exactly_the_vector(family: str) -> None:
+    model, batch, vector = tiny.model(family), batch_of("right"), torch.randn(tiny.WIDTH)
+    before = residuals(model, batch, [1])[1]
+    with editing(model, 1, lambda hidden: hidden + vector):
+        after = residuals(model, batch, [1])[1]
+    torch.testing.assert_close(after[batch.mask], (before + vector)[batch.mask], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layer", [-1, tiny.LAYERS, 99])
+def test_a_layer_out_of_range_is_refused_with_the_range(layer: int) -> None:
+    with pytest.raises(InvalidSetting, match=f"layers 0 to {tiny.LAYERS - 1}"):
+        residuals(tiny.model(), batch_of("right"), [layer])
+
+
+def test_an_unknown_architecture_is_named() -> None:
+    model = tiny.model()
+    model.model.layers_elsewhere = model.model.layers
+    del model.model.layers
+    with pytest.raises(IncompatiblePair, match="LlamaForCausalLM"):
+        decoder_blocks(model)
