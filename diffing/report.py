@@ -32,7 +32,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 class Scalar:
     """One number and what it means, with its unit."""
 
-    value: float
+    value: float | int
     about: str
 
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAX_FILE, MAX_FUNCTION = 400, 60
 LEVELS = {
-    "axes": 0, "specs": 0, "errors": 0, "report": 0, "evidence": 0,
+    "axes": 0, "specs": 0, "errors": 0, "report": 0, "blinding": 0, "evidence": 0,
     "text": 1, "html": 1,
     "models": 2,
     "activations": 3,

@@ -57,7 +57,7 @@ def errors_without_traceback() -> Iterator[None]:
         sys.exit(2)
 
 
-def summary(title: str, lines: Mapping[str, str], findings: Sequence[str]) -> None:
+def summary(title: str, lines: Mapping[str, str], findings: Sequence[str] = ()) -> None:
     """The closing panel: what was found, and where everything is."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")

@@ -6,7 +6,7 @@ A method is a frozen dataclass whose fields are its settings; `run` computes and
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from diffing.models.pair import ModelPair
 from diffing.report import Report
@@ -16,6 +16,7 @@ Advance = Callable[[int], object]
 """Told how many units of work were just finished."""
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Shows a person what is being done and how long it will take."""
 

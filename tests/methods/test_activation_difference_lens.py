@@ -1,0 +1,137 @@
+"""The Activation Difference Lens on planted shifts, on identical models, and on the real pair."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffing.errors import EmptyCorpus, InvalidSetting
+from diffing.methods.activation_difference_lens import ActivationDifferenceLens
+from diffing.methods.base import Study
+from diffing.models.pair import ModelPair
+from diffing.models.sources import pin
+from diffing.report import Report
+from diffing.specs import CorpusSpec
+from diffing.text.corpus import Corpus
+from tests import tiny
+
+METHOD = ActivationDifferenceLens(
+    prompts=["Bread?", "Boats?"], layers=[2], n_positions=10, positions=[0, 1, 2], top=8, max_new_tokens=4,
+    patchscope_scales=[1.0], patchscope_intersection=tiny.VOCAB, strengths=[0.5, 1.0], samples_per_prompt=2,
+)  # fmt: skip
+TOKEN = 299
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n\n".join(tiny.TEXTS), "utf-8")
+    return Corpus(CorpusSpec(name="few_lines", source="file", id=str(path)))
+
+
+@pytest.fixture
+def planted_pair(base_folder: Path, tmp_path: Path) -> ModelPair:
+    """The finetuned side is the base with the head's row of `TOKEN` added at layer 2."""
+    model = tiny.model()
+    direction = model.lm_head.weight[TOKEN] / model.model.norm.weight
+    save_file({"v": direction.clone() * 5}, tmp_path / "v.safetensors")
+    return ModelPair(pin(tiny.pair_spec(base_folder, "steering_vector", tmp_path / "v.safetensors", layer=2)), "cpu")
+
+
+def rows(report: Report, table: str, **where: object) -> pd.DataFrame:
+    frame = report.tables[table].frame
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def test_a_planted_token_is_read_from_the_difference_and_from_nothing_else(planted_pair: ModelPair, corpus: Corpus) -> None:
+    report = METHOD.run(Study(planted_pair, [corpus]))
+    planted = tiny.tokenizer().decode([TOKEN])
+    for position in METHOD.positions:
+        top = rows(report, "logit_lens", source="difference", direction="promoted", position=position, rank=1)
+        assert top["token"].tolist() == [planted]
+    for source in ("base", "random"):
+        others = rows(report, "logit_lens", source=source, direction="promoted", rank=1)
+        assert planted not in others["token"].tolist()
+    assert report.scalars["consistency"].value == pytest.approx(1.0, abs=1e-4)
+    assert not report.no_difference
+
+
+def test_the_stored_tensor_is_the_planted_shift(planted_pair: ModelPair, corpus: Corpus) -> None:
+    report = METHOD.run(Study(planted_pair, [corpus]))
+    expected = planted_pair._steering_vector
+    found = report.tensors["few_lines_layer_2_difference"].tensor
+    torch.testing.assert_close(found, expected.expand_as(found), rtol=1e-4, atol=1e-4)
+
+
+def test_identical_models_are_reported_as_no_difference(identical_pair: ModelPair, corpus: Corpus) -> None:
+    report = METHOD.run(Study(identical_pair, [corpus]))
+    assert report.no_difference
+    assert set(report.tables) == {"positions"}
+    assert not report.tensors["few_lines_layer_2_difference"].tensor.any()
+    assert "No difference" in report.findings[0].claim
+
+
+def test_every_prompt_is_answered_under_every_condition(lora_pair: ModelPair, corpus: Corpus) -> None:
+    report = METHOD.run(Study(lora_pair, [corpus]))
+    counts = report.tables["steering"].frame.groupby(["prompt", "condition"]).size()
+    assert set(counts.index.get_level_values("condition")) == {
+        "unsteered", "steered 0.5", "steered 1", "random direction 1",
+    }  # fmt: skip
+    assert (counts == METHOD.samples_per_prompt).all()
+    assert len(counts) == len(METHOD.prompts) * 4
+
+
+def test_batching_changes_no_number(lora_pair: ModelPair, corpus: Corpus) -> None:
+    one, many = (replace(METHOD, batch_size=size).run(Study(lora_pair, [corpus])) for size in (1, 16))
+    for column in ("shift_norm", "consistency", "norm_base"):
+        pd.testing.assert_series_equal(
+            one.tables["positions"].frame[column], many.tables["positions"].frame[column], rtol=1e-4
+        )
+    assert one.tables["logit_lens"].frame["token"].tolist() == many.tables["logit_lens"].frame["token"].tolist()
+
+
+def test_several_layers_and_corpora_are_read_in_one_run(lora_pair: ModelPair, corpus: Corpus) -> None:
+    other = Corpus(replace(corpus.spec, name="same_lines_again"))
+    method = replace(METHOD, layers=[0.0, 3], strengths=[1.0])
+    report = method.run(Study(lora_pair, [corpus, other]))
+    for table in report.tables.values():
+        assert set(zip(table.frame["corpus"], table.frame["layer"], strict=True)) == {
+            (name, layer) for name in ("few_lines", "same_lines_again") for layer in (0, 3)
+        }
+    assert len(report.findings) == 4
+
+
+def test_the_report_survives_the_round_trip(lora_pair: ModelPair, corpus: Corpus, tmp_path: Path) -> None:
+    report = METHOD.run(Study(lora_pair, [corpus]))
+    report.save(tmp_path / "report")
+    loaded = Report.load(tmp_path / "report")
+    assert loaded.pair == report.pair
+    assert loaded.scalars == report.scalars
+    for name, table in report.tables.items():
+        pd.testing.assert_frame_equal(loaded.tables[name].frame, table.frame, check_dtype=False)
+
+
+def test_texts_that_are_too_short_are_refused(lora_pair: ModelPair, tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("Hi.\n\nNo.", "utf-8")
+    corpus = Corpus(CorpusSpec(name="short", source="file", id=str(path)))
+    with pytest.raises(EmptyCorpus, match="use longer texts"):
+        METHOD.run(Study(lora_pair, [corpus]))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"positions": [10]}, {"n_positions": 5, "positions": [0]}, {"strengths": [0.0]}, {"steering_positions": [-1]}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict) -> None:
+    with pytest.raises(InvalidSetting):
+        replace(METHOD, **wrong)
+
+
+def test_a_layer_out_of_range_is_refused(lora_pair: ModelPair, corpus: Corpus) -> None:
+    with pytest.raises(InvalidSetting, match="layers 0 to 3"):
+        replace(METHOD, layers=[7]).run(Study(lora_pair, [corpus]))

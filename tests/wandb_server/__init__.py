@@ -1,0 +1,8 @@
+"""A loopback server that the real wandb client talks to: as much of W&B as the trackers' tests need.
+
+Every answer was worked out from what the client sends. One user, no access control, everything in memory.
+`server.py` speaks HTTP, `gql.py` walks GraphQL documents over Python objects, `queries.py` and `mutations.py`
+are those objects with the wire's names, `state.py` is what they read and write.
+
+To serve more of the client: run it, look at `unknown` and `refused` of `WandbServer`, and add what they name.
+"""
