@@ -14,9 +14,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
+from safetensors import SafetensorError
 
 from diffing.errors import MissingInput, SchemaMismatch
 from diffing.specs import JSON, CorpusSpec, ModelSpec, PairSpec, VariantSpec
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = 1
+_VIEWS = Literal["tokens", "samples", "heat"]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -45,11 +47,16 @@ class View:
     the columns). `heat`: token windows, one per row (`item` holds lists of tokens, `weight` lists of values).
     """
 
-    kind: Literal["tokens", "samples", "heat"]
+    kind: _VIEWS
     item: str
     group: Sequence[str] = ()
     weight: str | None = None
     compare: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(_VIEWS):
+            raise SchemaMismatch(f"view '{self.kind}'; expected one of {get_args(_VIEWS)}")
+        object.__setattr__(self, "group", tuple(self.group))
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,9 @@ class Finding:
     table: str | None = None
     rows: Sequence[int] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows))
+
 
 @dataclass(frozen=True)
 class Report:
@@ -128,8 +138,14 @@ class Report:
         if bad := [name for name, scalar in self.scalars.items() if not math.isfinite(scalar.value)]:
             raise SchemaMismatch(f"scalars must be finite, leave out what is undefined: {bad}")
         for finding in self.findings:
-            if finding.table is not None and finding.table not in self.tables:
+            if finding.table is None:
+                continue
+            if finding.table not in self.tables:
                 raise SchemaMismatch(f"finding '{finding.claim}' points at table '{finding.table}', which is not there")
+            if outside := [row for row in finding.rows if not 0 <= row < len(self.tables[finding.table].frame)]:
+                raise SchemaMismatch(f"finding '{finding.claim}' points at rows {outside} of '{finding.table}'")
+        object.__setattr__(self, "findings", tuple(self.findings))
+        object.__setattr__(self, "corpora", tuple(self.corpora))
 
     def with_provenance(self, provenance: Mapping[str, JSON]) -> "Report":
         return replace(self, provenance={**self.provenance, **provenance})
@@ -140,6 +156,7 @@ class Report:
 
         for part in ("tables", "figures"):
             (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").unlink(missing_ok=True)
         for name, table in self.tables.items():
             table.frame.reset_index(drop=True).to_parquet(folder / "tables" / f"{name}.parquet")
         for name, figure in self.figures.items():
@@ -150,22 +167,15 @@ class Report:
 
     @classmethod
     def load(cls, folder: Path) -> "Report":
-        """Inverse of `save`. Raises MissingInput for no report, SchemaMismatch for one this version cannot read."""
+        """Inverse of `save`. Raises MissingInput for no report, SchemaMismatch for one that is torn or too new."""
         index = _read_index(folder)
-        tensors = _load_tensors(folder, index["tensors"])
-        tables = {
-            name: Table(
-                frame=pd.read_parquet(folder / "tables" / f"{name}.parquet"),
-                about=entry["about"],
-                columns=entry["columns"],
-                view=View(**entry["view"]) if entry["view"] else None,
-            )
-            for name, entry in index["tables"].items()
-        }
-        figures = {
-            name: Figure(plotly=json.loads((folder / "figures" / f"{name}.json").read_text("utf-8")), about=about)
-            for name, about in index["figures"].items()
-        }
+        try:
+            return cls._from(index, folder)
+        except (KeyError, TypeError, OSError, ValueError, SafetensorError) as error:
+            raise SchemaMismatch(f"{folder}: {type(error).__name__}: {error}; the report is damaged") from error
+
+    @classmethod
+    def _from(cls, index: Mapping, folder: Path) -> "Report":
         pair = index["pair"]
         return cls(
             method=index["method"],
@@ -176,9 +186,12 @@ class Report:
             corpora=[CorpusSpec(**corpus) for corpus in index["corpora"]],
             no_difference=index["no_difference"],
             scalars={name: Scalar(**entry) for name, entry in index["scalars"].items()},
-            tables=tables,
-            tensors=tensors,
-            figures=figures,
+            tables={name: _load_table(folder, name, entry) for name, entry in index["tables"].items()},
+            tensors=_load_tensors(folder, index["tensors"]),
+            figures={
+                name: Figure(_read_json(folder / "figures" / f"{name}.json"), about)
+                for name, about in index["figures"].items()
+            },
             findings=[Finding(**entry) for entry in index["findings"]],
             provenance=index["provenance"],
         )
@@ -216,7 +229,10 @@ def _read_index(folder: Path) -> dict:
     path = folder / "report.json"
     if not path.is_file():
         raise MissingInput(f"no report in {folder}: expected a folder that holds report.json")
-    index = json.loads(path.read_text("utf-8"))
+    try:
+        index = _read_json(path)
+    except ValueError as error:
+        raise SchemaMismatch(f"{path} is not JSON: {error}") from error
     version = index.get("schema_version") if isinstance(index, dict) else None
     if version != SCHEMA_VERSION:
         raise SchemaMismatch(f"{path} has schema version {version}; this version of diffing reads {SCHEMA_VERSION}")
@@ -232,6 +248,17 @@ def _load_tensors(folder: Path, index: Mapping[str, Mapping]) -> dict[str, Named
         if found != entry["shape"]:
             raise SchemaMismatch(f"tensor '{name}' of {folder}: expected shape {entry['shape']}, found {found}")
     return {name: NamedTensor(stored[name], entry["about"], entry["axes"]) for name, entry in index.items()}
+
+
+def _load_table(folder: Path, name: str, entry: Mapping) -> Table:
+    frame = pd.read_parquet(folder / "tables" / f"{name}.parquet")
+    if len(frame) != entry["rows"]:
+        raise SchemaMismatch(f"table '{name}' of {folder}: expected {entry['rows']} rows, found {len(frame)}")
+    return Table(frame, entry["about"], entry["columns"], View(**entry["view"]) if entry["view"] else None)
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
 
 
 def _write_json(path: Path, value: JSON) -> None:

@@ -19,7 +19,8 @@ LEVELS = {
     "learners": 4,
     "lenses": 5,
     "methods": 6, "agents": 6,
-    "entry": 7, "app": 7, "demo": 7,
+    "entry": 7,
+    "app": 8, "demo": 8,
 }  # fmt: skip
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
 

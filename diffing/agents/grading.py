@@ -61,6 +61,11 @@ def grade(submission: Submission, truth: GroundTruth) -> Grade:
     )
 
 
+def mentions(text: str, keyword: str) -> bool:
+    """Whether a text holds a keyword, or one of its alternatives, as a word or the stem of one."""
+    return _occurs(keyword, [_stem(word) for word in _words(text)])
+
+
 def _occurs(keyword: str, stems: Sequence[str]) -> bool:
     """Whether any alternative of a keyword occurs in the text with these stems."""
     for alternative in keyword.split("|"):

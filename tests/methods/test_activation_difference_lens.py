@@ -19,7 +19,7 @@ from diffing.text.corpus import Corpus
 from tests import tiny
 
 METHOD = ActivationDifferenceLens(
-    prompts=["Bread?", "Boats?"], layers=[2], n_positions=10, positions=[0, 1, 2], top=8, max_new_tokens=4,
+    prompts=["Bread?", "Boats?"], layers=[2], steering_layers=[2], n_positions=10, positions=[0, 1, 2], top=8, max_new_tokens=4,
     patchscope_scales=[1.0], patchscope_intersection=tiny.VOCAB, strengths=[0.5, 1.0], samples_per_prompt=2,
 )  # fmt: skip
 TOKEN = 299
@@ -97,7 +97,7 @@ def test_batching_changes_no_number(lora_pair: ModelPair, corpus: Corpus) -> Non
 
 def test_several_layers_and_corpora_are_read_in_one_run(lora_pair: ModelPair, corpus: Corpus) -> None:
     other = Corpus(replace(corpus.spec, name="same_lines_again"))
-    method = replace(METHOD, layers=[0.0, 3], strengths=[1.0])
+    method = replace(METHOD, layers=[0.0, 3], steering_layers=[0.0, 3], strengths=[1.0])
     report = method.run(Study(lora_pair, [corpus, other]))
     for table in report.tables.values():
         assert set(zip(table.frame["corpus"], table.frame["layer"], strict=True)) == {
@@ -125,7 +125,7 @@ def test_texts_that_are_too_short_are_refused(lora_pair: ModelPair, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"positions": [10]}, {"n_positions": 5, "positions": [0]}, {"strengths": [0.0]}, {"steering_positions": [-1]}]
+    "wrong", [{"positions": [10]}, {"n_positions": 5, "positions": [0]}, {"strengths": [0.0]}, {"steering_positions": [7]}, {"steering_layers": [1]}]
 )
 def test_settings_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(InvalidSetting):
@@ -134,4 +134,4 @@ def test_settings_out_of_range_are_refused(wrong: dict) -> None:
 
 def test_a_layer_out_of_range_is_refused(lora_pair: ModelPair, corpus: Corpus) -> None:
     with pytest.raises(InvalidSetting, match="layers 0 to 3"):
-        replace(METHOD, layers=[7]).run(Study(lora_pair, [corpus]))
+        replace(METHOD, layers=[7], steering_layers=[7]).run(Study(lora_pair, [corpus]))

@@ -61,8 +61,9 @@ class ActivationDifferenceLens:
 
     prompts: Sequence[str]
     """Neutral chat prompts that are answered steered and unsteered."""
-    layers: Sequence[float | int] = (0.5,)
-    """Depths to read: a float is a share of the depth, an int an absolute layer."""
+    layers: Sequence[float | int] = (0.5, 0.85)
+    """Depths to read: a float is a share of the depth, an int an absolute layer. A patchscope and steering need layers
+    above the one they write to; the logit lens reads late ones best."""
     n_positions: int = 32
     """Tokens read of each text."""
     max_texts: int = 1_000
@@ -76,6 +77,8 @@ class ActivationDifferenceLens:
     """Lengths of the patched vector, in units of the mean residual norm."""
     patchscope_intersection: int = INTERSECTION
     """A token counts if it is among this many likeliest in all identity prompts."""
+    steering_layers: Sequence[float | int] = (0.5,)
+    """Depths, among `layers`, whose mean difference steers."""
     steering_positions: Sequence[int] | None = None
     """Positions whose mean difference steers; None takes the most telling one."""
     strengths: Sequence[float] = (0.5, 1.0)
@@ -86,11 +89,14 @@ class ActivationDifferenceLens:
     steering_batch_size: int = 32
 
     def __post_init__(self) -> None:
-        outside = [p for p in (*self.positions, *(self.steering_positions or ())) if not 0 <= p < self.n_positions]
-        if outside:
+        if outside := [p for p in self.positions if not 0 <= p < self.n_positions]:
             raise InvalidSetting(f"positions {outside} are not among the {self.n_positions} that are read")
+        if unread := [p for p in self.steering_positions or () if p not in self.positions]:
+            raise InvalidSetting(f"steering_positions {unread} are not among the positions {list(self.positions)}")
         if self.n_positions <= SKIPPED:
             raise InvalidSetting(f"n_positions={self.n_positions}; expected more than {SKIPPED}")
+        if not_read := [depth for depth in self.steering_layers if depth not in self.layers]:
+            raise InvalidSetting(f"steering_layers {not_read} are not among the layers {list(self.layers)} that are read")
         if any(strength <= 0 for strength in (*self.strengths, *self.patchscope_scales)):
             raise InvalidSetting("strengths and patchscope_scales are lengths: expected numbers above 0")
 
@@ -143,8 +149,10 @@ class ActivationDifferenceLens:
                     for scale in self.patchscope_scales:
                         scope_rows += self._patchscope(study, reading, source, scale)
                         advance(1)
+        steering_layers = {study.pair.layer_at(depth) for depth in self.steering_layers}
         for reading in readings:
-            sample_rows += self._steer(study, reading)
+            if reading.means.layer in steering_layers:
+                sample_rows += self._steer(study, reading)
         return {
             "logit_lens": tables.logit_lens_table(lens_rows),
             "patchscope": tables.patchscope_table(scope_rows),

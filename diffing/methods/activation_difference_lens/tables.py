@@ -74,7 +74,7 @@ def logit_lens_table(rows: Sequence[Mapping[str, object]]) -> Table:
             "probability": "softmax over the vocabulary of the readout, or of its negative (probability)",
             "direction": "promoted: readout of the vector; suppressed: readout of its negated logits",
         },
-        View("tokens", "token", group=("corpus", "layer", "direction", "position", "source"), weight="probability"),
+        View("tokens", "token", group=("source", "position", "direction", "layer", "corpus"), weight="probability"),
     )
 
 
@@ -88,7 +88,7 @@ def patchscope_table(rows: Sequence[Mapping[str, object]]) -> Table:
             "probability": "mean next-token probability over the identity prompts, tokens in all of them (probability)",
             "scale": "length of the patched vector (mean residual norms)",
         },
-        View("tokens", "token", group=("corpus", "layer", "scale", "position", "source"), weight="probability"),
+        View("tokens", "token", group=("source", "position", "scale", "layer", "corpus"), weight="probability"),
     )
 
 
@@ -105,7 +105,7 @@ def steering_table(rows: Sequence[Mapping[str, object]]) -> Table:
             "sample": "number of the sample, counted from 0",
             "text": "the model's answer",
         },
-        View("samples", "text", group=("corpus", "layer", "position", "prompt"), compare="condition"),
+        View("samples", "text", group=("prompt", "position", "layer", "corpus"), compare="condition"),
     )
 
 
