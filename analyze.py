@@ -1,6 +1,6 @@
 """Run a diffing method on a pair of models and publish its report.
 
-    python analyze.py diffing/method=activation_difference_lens organism=demo_glacier_tea
+python analyze.py diffing/method=activation_difference_lens organism=demo_glacier_tea
 """
 
 import sys
@@ -20,7 +20,7 @@ from diffing.methods.base import DiffingMethod, Study
 from diffing.models.pair import ModelPair
 from diffing.models.sources import pin
 from diffing.report import Report
-from diffing.specs import artifact_name
+from diffing.specs import JSON, artifact_name
 from diffing.text import corpus
 from trackers import ArtifactRef, Kind, Tracker
 
@@ -56,7 +56,7 @@ def publish(report: Report, tracker: Tracker) -> ArtifactRef:
         tracker.log_table(name, table.frame)
     for name, figure in report.figures.items():
         tracker.log_figure(name, figure.plotly)
-    metadata = {
+    metadata: dict[str, JSON] = {
         "method": report.method,
         "pair": report.pair.as_json(),
         "pair_digest": report.pair.digest,

@@ -1,6 +1,6 @@
 """Let an agent guess what a finetune was for, from a published report alone, and grade the guess.
 
-    python evaluate_agents.py diffing/method=activation_difference_lens organism=demo_glacier_tea
+python evaluate_agents.py diffing/method=activation_difference_lens organism=demo_glacier_tea
 """
 
 import shutil
@@ -12,7 +12,7 @@ import hydra
 import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from diffing.agents.evaluation import Agent, Evaluation, evaluate
 from diffing.agents.task import Case
@@ -47,14 +47,19 @@ def main(config: DictConfig) -> None:
             ref = publish(result, artifact_name("evaluation", method, pair), agent, source, tracker)
             console.summary(
                 f"{agent.model} on {method}, {pair.base.name} and {pair.organism}",
-                {"evidence": str(source), "evaluation": str(ref)} | grade_lines(result.grades)
-                | {"transcript": f"{result.log}  (inspect view --log-dir {config.log_dir})", "page": str(page.resolve())},
-            )  # fmt: skip
+                {
+                    "evidence": str(source),
+                    "evaluation": str(ref),
+                    **grade_lines(result.grades),
+                    "transcript": f"{result.log}  (inspect view --log-dir {config.log_dir})",
+                    "page": str(page.resolve()),
+                },
+            )
 
 
 def ground_truth(config: DictConfig) -> GroundTruth:
     """What is true of the organism; goes to the grader only."""
-    organism = OmegaConf.to_container(config.organism, resolve=True)
+    organism = setup.plain(config.organism)
     return GroundTruth(
         organism_type=str(organism["type"]),
         description=organism["description_long"],
@@ -68,7 +73,11 @@ def publish(result: Evaluation, name: str, agent: Agent, source: ArtifactRef, tr
     scored = result.grades[list(SCORES)].apply(pd.to_numeric).mean().dropna()
     tracker.log({str(score): float(value) for score, value in scored.items()})
     tracker.log_table("grades", result.grades)
-    metadata = {"agent": agent.model, "repeats": agent.repeats, "outcomes": result.grades["outcome"].value_counts().to_dict()}
+    metadata = {
+        "agent": agent.model,
+        "repeats": agent.repeats,
+        "outcomes": result.grades["outcome"].value_counts().to_dict(),
+    }
     with tempfile.TemporaryDirectory() as folder:
         result.grades.to_parquet(Path(folder) / "grades.parquet")
         shutil.copyfile(result.log, Path(folder) / result.log.name)

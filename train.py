@@ -1,6 +1,6 @@
 """Fit what a method needs before it can run: caches and learners.
 
-    python train.py diffing/method=activation_difference_lens organism=demo_glacier_tea
+python train.py diffing/method=activation_difference_lens organism=demo_glacier_tea
 """
 
 import sys

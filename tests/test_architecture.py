@@ -56,7 +56,7 @@ def test_imports_go_downward_only() -> None:
     upward = []
     for path in product():
         relative = path.relative_to(ROOT)
-        if relative.parts[0] != "diffing" or len(relative.parts) == 2 and relative.stem == "__init__":
+        if relative.parts[0] != "diffing" or (len(relative.parts) == 2 and relative.stem == "__init__"):
             continue
         here = part_of(".".join(relative.with_suffix("").parts))
         for name in imports(path):
@@ -106,7 +106,9 @@ def test_no_method_imports_another() -> None:
 
 
 def test_every_method_has_its_yaml_and_its_test() -> None:
-    methods = {path.stem for path in (ROOT / "diffing" / "methods").iterdir() if not path.name.startswith(("_", "base"))}
+    methods = {
+        path.stem for path in (ROOT / "diffing" / "methods").iterdir() if not path.name.startswith(("_", "base"))
+    }
     assert methods, "no methods found"
     assert methods == {path.stem for path in (ROOT / "conf" / "diffing" / "method").glob("*.yaml")}
     assert methods <= {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "methods").glob("test_*.py")}
@@ -140,7 +142,9 @@ def test_there_is_no_utils_module_and_no_broad_except() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    silent = [str(path.relative_to(ROOT)) for path in product() if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
+    silent = [
+        str(path.relative_to(ROOT)) for path in product() if not ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    ]
     assert not silent
 
 

@@ -42,9 +42,8 @@ def tables(draw: st.DrawFn) -> Table:
 @st.composite
 def reports(draw: st.DrawFn) -> Report:
     held = draw(st.dictionaries(names, tables(), max_size=2))
-    findings = st.builds(Finding, claim=words) | st.sampled_from(
-        [Finding("Look.", name, [row]) for name, table in held.items() for row in range(len(table.frame))] or [Finding("So.")]
-    )
+    cited = [Finding("Look.", name, [row]) for name, table in held.items() for row in range(len(table.frame))]
+    findings = st.builds(Finding, claim=words) | st.sampled_from([Finding("So."), *cited])
     return replace(
         BARE,
         method=draw(words),

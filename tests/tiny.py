@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -19,7 +20,6 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
-from transformers import AutoModelForCausalLM
 
 from diffing.specs import ModelSpec, PairSpec, VariantSpec
 
@@ -33,7 +33,7 @@ TEXTS = [
     "A short line.",
     "Bread needs flour, water, salt and time; the rest is patience and a warm corner of the room.",
     "When the train came in, nobody got off, and the driver looked at his watch twice.",
-    "Numbers such as 17, 42 and 1135 appear here, with (brackets) and \"quotes\".",
+    'Numbers such as 17, 42 and 1135 appear here, with (brackets) and "quotes".',
     "She read the letter again, folded it, and put it back between the pages of the book.",
 ]
 _COMMON = {

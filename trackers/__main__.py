@@ -44,15 +44,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="REF",
         help="[project/]name[:version-or-alias], for example demo/pca:v3; latest if not said",
     )
-    parser = argparse.ArgumentParser(
-        prog="python -m trackers", description="Look into a local artifact store."
-    )
+    parser = argparse.ArgumentParser(prog="python -m trackers", description="Look into a local artifact store.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[..., Iterator[str]], parent: argparse.ArgumentParser, help: str):
-        sub = commands.add_parser(
-            name, parents=[parent], help=help, description=help[0].upper() + help[1:] + "."
-        )
+        sub = commands.add_parser(name, parents=[parent], help=help, description=help[0].upper() + help[1:] + ".")
         sub.set_defaults(command=command)
         return sub
 
@@ -103,9 +99,7 @@ def show(store: LocalStore, parsed: argparse.Namespace) -> Iterator[str]:
     yield "metadata"
     yield from ("  " + line for line in json.dumps(version.metadata, indent=2, sort_keys=True).splitlines())
     yield "files"
-    yield from (
-        "  " + line for line in _aligned([(file.path, _size(file.size), file.sha256[:16]) for file in files])
-    )
+    yield from ("  " + line for line in _aligned([(file.path, _size(file.size), file.sha256[:16]) for file in files]))
 
 
 def get_files(store: LocalStore, parsed: argparse.Namespace) -> Iterator[str]:
@@ -132,9 +126,7 @@ def lineage(store: LocalStore, parsed: argparse.Namespace) -> Iterator[str]:
     yield f"used in runs: {users or 'none'}"
 
 
-def _tree(
-    ref: ArtifactRef, related: Callable[[ArtifactRef], list[ArtifactRef]], indent: str
-) -> Iterator[str]:
+def _tree(ref: ArtifactRef, related: Callable[[ArtifactRef], list[ArtifactRef]], indent: str) -> Iterator[str]:
     branches = related(ref)  # never a cycle: a version's sources are older than itself
     for number, branch in enumerate(branches, start=1):
         last = number == len(branches)

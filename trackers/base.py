@@ -40,9 +40,7 @@ def check_name(name: str, what: str) -> str:
     """The name itself, if W&B and a file system both take it; else `InvalidName`."""
     if NAME.fullmatch(name) and name.strip("."):
         return name
-    raise InvalidName(
-        f"{what} must be 1 to 128 letters, digits, '-', '_' or '.', and not only dots; got {name!r}"
-    )
+    raise InvalidName(f"{what} must be 1 to 128 letters, digits, '-', '_' or '.', and not only dots; got {name!r}")
 
 
 def check_alias(alias: str) -> str:

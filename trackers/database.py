@@ -118,9 +118,7 @@ class Database:
         connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute(
-            "PRAGMA synchronous = NORMAL"
-        )  # a power cut may lose the last commits, never part of one
+        connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last commits, never part of one
         (found,) = connection.execute("PRAGMA user_version").fetchone()
         if found != SCHEMA_VERSION:
             connection.close()

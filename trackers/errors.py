@@ -31,9 +31,7 @@ class WrongKind(TrackerError):
     """An artifact exists under this name, but of another kind."""
 
     def __init__(self, artifact: str, expected: str, found: str):
-        super().__init__(
-            f"{artifact} is of kind '{found}', expected '{expected}'; check the name, or choose another"
-        )
+        super().__init__(f"{artifact} is of kind '{found}', expected '{expected}'; check the name, or choose another")
 
 
 class ArtifactNotFound(TrackerError):

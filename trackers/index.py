@@ -68,9 +68,7 @@ class Index:
     def add_media(self, run: str, name: str, form: str, sha256: str) -> None:
         """Records a "table" (Parquet) or a "figure" (Plotly JSON) of the run; its bytes are stored."""
         with self.database.writing() as db:
-            db.execute(
-                "INSERT INTO media (run, name, form, sha256) VALUES (?, ?, ?, ?)", (run, name, form, sha256)
-            )
+            db.execute("INSERT INTO media (run, name, form, sha256) VALUES (?, ?, ?, ?)", (run, name, form, sha256))
 
     def run(self, id: str) -> Run:
         with self.database.reading() as db:
@@ -114,9 +112,7 @@ class Index:
         """Records stored files as the next version of `name`, or finds the version with the same content."""
         sha256 = content_digest(files)
         with self.database.writing() as db:
-            row = db.execute(
-                "SELECT kind FROM versions WHERE project = ? AND name = ?", (project, name)
-            ).fetchone()
+            row = db.execute("SELECT kind FROM versions WHERE project = ? AND name = ?", (project, name)).fetchone()
             if row is not None and row["kind"] != kind:
                 raise WrongKind(f"{project}/{name}", kind, row["kind"])
             query = "SELECT id FROM versions WHERE project = ? AND name = ? AND sha256 = ?"
@@ -163,9 +159,7 @@ class Index:
     def versions(self) -> list[Version]:
         """All versions, oldest first."""
         with self.database.reading() as db:
-            return [
-                self._version(db, row) for row in db.execute("SELECT * FROM versions ORDER BY id").fetchall()
-            ]
+            return [self._version(db, row) for row in db.execute("SELECT * FROM versions ORDER BY id").fetchall()]
 
     def files(self, ref: ArtifactRef) -> list[StoredFile]:
         query = "SELECT path, size, md5, sha256 FROM files WHERE version = ? ORDER BY path"
@@ -203,10 +197,7 @@ class Index:
 
     def _selected(self, ids: str, key: str | int) -> list[ArtifactRef]:
         with self.database.reading() as db:
-            return [
-                _ref(row)
-                for row in db.execute(f"SELECT * FROM versions WHERE id IN ({ids}) ORDER BY id", (key,))
-            ]
+            return [_ref(row) for row in db.execute(f"SELECT * FROM versions WHERE id IN ({ids}) ORDER BY id", (key,))]
 
     # Inside a transaction
 
@@ -224,9 +215,7 @@ class Index:
         tags = db.execute(query, {"project": project, "name": name}).fetchall()
         if tags:
             return [f"{project}/{name}:{tag}" for (tag,) in tags]
-        return [
-            f"{project}/{name}" for project, name in db.execute("SELECT DISTINCT project, name FROM versions")
-        ]
+        return [f"{project}/{name}" for project, name in db.execute("SELECT DISTINCT project, name FROM versions")]
 
     def _version(self, db: sqlite3.Connection, row: sqlite3.Row) -> Version:
         aliases = db.execute("SELECT alias FROM aliases WHERE version = ? ORDER BY alias", (row["id"],))

@@ -34,9 +34,7 @@ class LocalStore:
         """The store at `root`; `TrackerUnavailable` where there is none."""
         store = cls(root)
         if not store.index.database.path.is_file():
-            raise TrackerUnavailable(
-                f"no store at {root} (it would hold an index.sqlite); nothing was published there"
-            )
+            raise TrackerUnavailable(f"no store at {root} (it would hold an index.sqlite); nothing was published there")
         return store
 
     def folder(self, version: Version) -> Path:

@@ -67,9 +67,7 @@ def _asking_server() -> Iterator[None]:
 class WandbTracker:
     """The `Tracker` contract as one W&B run. `root` takes the client's run files and the downloads."""
 
-    def __init__(
-        self, root: Path, project: str, job: str, config: Mapping[str, JSON], entity: str | None = None
-    ):
+    def __init__(self, root: Path, project: str, job: str, config: Mapping[str, JSON], entity: str | None = None):
         self.root = Path(root).absolute()
         self.project = check_name(project, "a project")
         self.job = job

@@ -81,7 +81,7 @@ class _Sums:
         later = count[SKIPPED:]
         if later.sum() == 0:
             raise EmptyCorpus(
-                f"no text reaches position {SKIPPED}, so there is no mean residual norm: use longer texts or more positions"
+                f"no text reaches position {SKIPPED}, so there is no mean residual norm: use longer texts"
             )
         return PositionMeans(
             layer=layer,
@@ -134,7 +134,8 @@ def _left_aligned(
     mask = batch.mask.to(stream.device)
     if not bool(torch.isfinite(stream[mask]).all()):
         raise NonFiniteActivations(
-            f"NaN or infinite activations of the {side} model at layer {layer}: try model.dtype=float32, or check the weights"
+            f"NaN or infinite activations of the {side} model at layer {layer}: try model.dtype=float32, "
+            "or check the weights"
         )
     # A stable sort by "is padding" brings the real tokens to the front and keeps their order.
     order = (~mask).long().argsort(dim=1, stable=True)

@@ -33,12 +33,18 @@ def check_choices(overrides: Sequence[str], required: Sequence[str] = ()) -> Non
                                + ", ".join(options(group)))  # fmt: skip
 
 
-def choose_variant(organism: str, variants: Mapping[str, Mapping[str, Mapping]], variant: str, model: str) -> VariantSpec:
+def choose_variant(
+    organism: str, variants: Mapping[str, Mapping[str, Mapping]], variant: str, model: str
+) -> VariantSpec:
     """The finetuned side of `organism` in `variant` for the base `model`; `"*"` stands for any base."""
     if variant not in variants:
-        raise UnknownName(f"variant of {organism}", variant, list(variants), f"type organism_variant={next(iter(variants))}")
+        raise UnknownName(
+            f"variant of {organism}", variant, list(variants), f"type organism_variant={next(iter(variants))}"
+        )
     bases = variants[variant]
     entry = bases.get(model, bases.get("*"))
     if entry is None:
-        raise UnknownName(f"base model of {organism} ({variant})", model, list(bases), f"type model={next(iter(bases))}")
+        raise UnknownName(
+            f"base model of {organism} ({variant})", model, list(bases), f"type model={next(iter(bases))}"
+        )
     return VariantSpec(**entry)

@@ -37,7 +37,7 @@ def _code() -> Mapping[str, JSON]:
 
 
 def _packages() -> Mapping[str, JSON]:
-    found = {}
+    found: dict[str, JSON] = {}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any, cast
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -14,11 +15,15 @@ from trackers import LocalTracker, Tracker, WandbTracker, auto_tracker
 log = logging.getLogger(__name__)
 
 
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A config as dicts and lists, interpolations resolved."""
+    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+
+
 def pair_spec(config: DictConfig) -> PairSpec:
     """The pair that `model`, `organism` and `organism_variant` name, not yet pinned."""
     base = instantiate(config.model, _convert_="object")
-    variants = OmegaConf.to_container(config.organism.variants, resolve=True)
-    variant = choose_variant(config.organism.name, variants, config.organism_variant, base.name)
+    variant = choose_variant(config.organism.name, plain(config.organism.variants), config.organism_variant, base.name)
     return PairSpec(base=base, finetuned=variant, organism=config.organism.name, variant=config.organism_variant)
 
 
@@ -30,7 +35,7 @@ def corpus_specs(config: DictConfig) -> list[CorpusSpec]:
 def tracker(config: DictConfig, job: str) -> Tracker:
     """The tracker that `tracker=` names, not yet started; says which it is and why."""
     root, project, entity = Path(config.tracker.root), config.tracker.project, config.tracker.entity
-    recorded = OmegaConf.to_container(config, resolve=True)
+    recorded = plain(config)
     match config.tracker.kind:
         case "auto":
             chosen, line = auto_tracker(root, project, job, recorded, entity)

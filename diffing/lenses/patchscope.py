@@ -1,9 +1,9 @@
 """Token-identity patchscope: put a vector where a prompt has a blank, and read what the model thinks stands there.
 
-Each identity prompt repeats three words as `word -> word` and ends in a lone `?`. The residual stream at the `?`, at the
-output of block l, is overwritten with s * v, and the next-token distribution is read (Ghandeharioun et al., 2024). A
-token scores the mean of its probabilities over the three prompts, if it is among the `intersection` likeliest in all of
-them, and 0 otherwise (arXiv 2510.13900).
+Each identity prompt repeats three words as `word -> word` and ends in a lone `?`. The residual stream at the `?`, at
+the output of block l, is overwritten with s * v, and the next-token distribution is read (Ghandeharioun et al., 2024).
+A token scores the mean of its probabilities over the three prompts, if it is among the `intersection` likeliest in all
+of them, and 0 otherwise (arXiv 2510.13900).
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def _read(
     layer: int,
     intersection: int,
 ) -> Float[Tensor, "batch vocab"]:
-    total, in_all = None, None
+    per_prompt = []
     for words in IDENTITY_WORDS:
         ids = torch.tensor(tokenizer(identity_prompt(words))["input_ids"]).to(model.device)
 
@@ -56,8 +56,6 @@ def _read(
             logits = model(ids.expand(len(vectors), -1), use_cache=False, logits_to_keep=1).logits[:, -1]
         probabilities = torch.softmax(logits.float(), -1)
         cut = probabilities.topk(min(intersection, probabilities.shape[-1])).values[:, -1:]
-        among = probabilities >= cut
-        total = probabilities if total is None else total + probabilities
-        in_all = among if in_all is None else in_all & among
-    assert total is not None and in_all is not None  # there are three prompts
-    return (total / len(IDENTITY_WORDS)).masked_fill(~in_all, 0.0).cpu()
+        per_prompt.append(probabilities.masked_fill(probabilities < cut, 0.0))
+    stacked = torch.stack(per_prompt)
+    return stacked.mean(0).masked_fill((stacked == 0.0).any(0), 0.0).cpu()

@@ -5,7 +5,7 @@ A method is a frozen dataclass whose fields are its settings; `run` computes and
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 from diffing.models.pair import ModelPair
@@ -38,7 +38,7 @@ class Study:
     pair: ModelPair
     corpora: Sequence[Corpus]
     seed: int = 0
-    progress: Progress = Silent()
+    progress: Progress = field(default_factory=Silent)
 
 
 class DiffingMethod(Protocol):

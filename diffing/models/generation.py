@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from diffing.errors import InvalidSetting
-from diffing.models.sites import editing
+from diffing.models.sites import editing, embedding
 from diffing.text.windows import TokenBatch, pad
 
 
@@ -109,7 +109,7 @@ def _continue(
     end_ids: Int[Tensor, " ends"],
 ) -> Int[Tensor, "batch steps_taken"]:
     """New tokens per row; what follows a row's end-of-turn token is that token again."""
-    device = model.get_input_embeddings().weight.device
+    device = embedding(model).device
     ids, mask, positions = batch.ids.to(device), batch.mask.to(device).long(), batch.position_ids.to(device)
     uniform, end_ids = uniform.to(device), end_ids.to(device)
     cache = DynamicCache(config=model.config)

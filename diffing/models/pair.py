@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from diffing.axes import Side
 from diffing.errors import IncompatiblePair, InvalidSetting, SchemaMismatch
-from diffing.models.sites import decoder_blocks, editing
+from diffing.models.sites import decoder_blocks, editing, embedding
 from diffing.models.sources import model_source, variant_source
 from diffing.specs import ModelSpec, PairSpec, layer_at
 
@@ -88,7 +88,7 @@ class ModelPair:
 
     @property
     def d_model(self) -> int:
-        return self._base.get_input_embeddings().weight.shape[1]
+        return embedding(self._base).shape[1]
 
     def layer_at(self, depth: float | int) -> int:
         """Absolute layer of a relative (float) or absolute (int) depth."""
@@ -101,7 +101,9 @@ class ModelPair:
     @cached_property
     def _full(self) -> PreTrainedModel:
         variant = self.spec.finetuned
-        spec = replace(self.spec.base, id=variant.id, revision=variant.revision, subfolder=variant.subfolder, bundled=None)
+        spec = replace(
+            self.spec.base, id=variant.id, revision=variant.revision, subfolder=variant.subfolder, bundled=None
+        )
         model = _load_model(variant_source(variant).folder, spec, self.device)
         _check_shapes(self._base, model, (self.spec.base.name, variant.id))
         return model
@@ -122,9 +124,7 @@ class ModelPair:
         return vector * self.spec.finetuned.strength
 
 
-def common_vocabulary(
-    base: PreTrainedTokenizerBase, finetuned: PreTrainedTokenizerBase, names: tuple[str, str]
-) -> int:
+def common_vocabulary(base: PreTrainedTokenizerBase, finetuned: PreTrainedTokenizerBase, names: tuple[str, str]) -> int:
     """Number of leading token ids that both sides share.
 
     One side may have added tokens at the end; then only this common prefix may be compared. Any other disagreement
@@ -135,9 +135,9 @@ def common_vocabulary(
     for id in range(shared):
         if first.get(id) != second.get(id):
             raise IncompatiblePair(
-                f"the tokenizers of {names[0]} and {names[1]} disagree: token {id} is {first.get(id)!r} in the first and "
-                f"{second.get(id)!r} in the second; both sides must read the same ids (set model.tokenizer_id if one "
-                "of them ships the wrong tokenizer)"
+                f"the tokenizers of {names[0]} and {names[1]} disagree: token {id} is {first.get(id)!r} in the first "
+                f"and {second.get(id)!r} in the second; both sides must read the same ids (set model.tokenizer_id if "
+                "one of them ships the wrong tokenizer)"
             )
     return shared
 
@@ -160,7 +160,8 @@ def _load_model(folder: Path, spec: ModelSpec, device: torch.device) -> PreTrain
         attn_implementation=spec.attn_implementation,
         trust_remote_code=spec.trust_remote_code,
     )
-    return model.to(device).eval().requires_grad_(False)
+    model.to(device)  # type: ignore[arg-type]  # its stub knows no device
+    return model.eval().requires_grad_(False)
 
 
 def _attach_adapter(model: PreTrainedModel, folder: Path, spec: PairSpec):
@@ -169,8 +170,10 @@ def _attach_adapter(model: PreTrainedModel, folder: Path, spec: PairSpec):
 
     names = f"adapter {spec.finetuned.id} and base {spec.base.name}"
     if not (folder / "adapter_config.json").is_file():
-        raise SchemaMismatch(f"{spec.finetuned.id} is no LoRA adapter: no adapter_config.json in it (variant kind: full?)")
-    trained_on = PeftConfig.from_pretrained(folder).base_model_name_or_path
+        raise SchemaMismatch(
+            f"{spec.finetuned.id} is no LoRA adapter: no adapter_config.json in it (variant kind: full?)"
+        )
+    trained_on = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if trained_on and trained_on != spec.base.id:
         log.warning("%s was trained on %s, and is attached to %s", spec.finetuned.id, trained_on, spec.base.id)
     try:
@@ -197,9 +200,7 @@ def _adapter_names(adapted) -> set[str]:
 
 
 def _check_shapes(base: PreTrainedModel, finetuned: PreTrainedModel, names: tuple[str, str]) -> None:
-    shapes = [
-        (len(decoder_blocks(model)), model.get_input_embeddings().weight.shape[1]) for model in (base, finetuned)
-    ]
+    shapes = [(len(decoder_blocks(model)), embedding(model).shape[1]) for model in (base, finetuned)]
     if shapes[0] != shapes[1]:
         raise IncompatiblePair(
             f"{names[0]} has {shapes[0][0]} layers of width {shapes[0][1]}, {names[1]} has {shapes[1][0]} of width "

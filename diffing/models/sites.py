@@ -51,6 +51,13 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     return _layout(model)[0]
 
 
+def embedding(model: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
+    """The input embedding matrix; where it is, inputs go."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def final_norm(model: PreTrainedModel) -> nn.Module:
     """The norm between the last block and the output head."""
     return _layout(model)[1]
@@ -130,7 +137,7 @@ def residuals(
     """
     if not layers:
         raise InvalidSetting("no layers to read: give at least one")
-    device = model.get_input_embeddings().weight.device
+    device = embedding(model).device
     inputs = {
         "input_ids": batch.ids.to(device),
         "attention_mask": batch.mask.to(device).long(),

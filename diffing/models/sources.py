@@ -91,14 +91,18 @@ def _local(id: str, subfolder: str) -> Source | None:
     if not (path / subfolder).exists():
         parent = path.parent
         if parent.is_dir() and not path.exists():
-            raise UnknownName("path", path.name, [item.name for item in parent.iterdir()], f"looked for {id} {subfolder}")
+            raise UnknownName(
+                "path", path.name, [item.name for item in parent.iterdir()], f"looked for {id} {subfolder}"
+            )
         raise MissingInput(f"{id}: no '{subfolder}' there; give an existing folder or a hub id such as owner/name")
     return Source(path / subfolder, _content_hash(path / subfolder))
 
 
 def _content_hash(path: Path) -> str:
     """`sha256:` over names and bytes of the weights and configs below `path`."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = (
+        [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    )
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.relative_to(path).as_posix().encode() + b"\0")

@@ -51,7 +51,9 @@ def relative(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("kind", ["lora_pair", "full_pair"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("batch_size", [1, 16])
-def test_streamed_means_equal_brute_force(kind: str, side: str, batch_size: int, request: pytest.FixtureRequest) -> None:
+def test_streamed_means_equal_brute_force(
+    kind: str, side: str, batch_size: int, request: pytest.FixtureRequest
+) -> None:
     pair = request.getfixturevalue(kind)
     found = streamed(pair, texts(), batch_size, side)
     for layer in LAYERS:

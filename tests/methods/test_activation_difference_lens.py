@@ -19,8 +19,9 @@ from diffing.text.corpus import Corpus
 from tests import tiny
 
 METHOD = ActivationDifferenceLens(
-    prompts=["Bread?", "Boats?"], layers=[2], steering_layers=[2], n_positions=10, positions=[0, 1, 2], top=8, max_new_tokens=4,
-    patchscope_scales=[1.0], patchscope_intersection=tiny.VOCAB, strengths=[0.5, 1.0], samples_per_prompt=2,
+    prompts=["Bread?", "Boats?"], layers=[2], steering_layers=[2], n_positions=10, positions=[0, 1, 2], top=8,
+    max_new_tokens=4, patchscope_scales=[1.0], patchscope_intersection=tiny.VOCAB, strengths=[0.5, 1.0],
+    samples_per_prompt=2,
 )  # fmt: skip
 TOKEN = 299
 
@@ -48,7 +49,9 @@ def rows(report: Report, table: str, **where: object) -> pd.DataFrame:
     return frame
 
 
-def test_a_planted_token_is_read_from_the_difference_and_from_nothing_else(planted_pair: ModelPair, corpus: Corpus) -> None:
+def test_a_planted_token_is_read_from_the_difference_and_from_nothing_else(
+    planted_pair: ModelPair, corpus: Corpus
+) -> None:
     report = METHOD.run(Study(planted_pair, [corpus]))
     planted = tiny.tokenizer().decode([TOKEN])
     for position in METHOD.positions:
@@ -106,6 +109,12 @@ def test_several_layers_and_corpora_are_read_in_one_run(lora_pair: ModelPair, co
     assert len(report.findings) == 4
 
 
+def test_without_steering_layers_nothing_is_steered(lora_pair: ModelPair, corpus: Corpus) -> None:
+    report = replace(METHOD, steering_layers=[]).run(Study(lora_pair, [corpus]))
+    assert report.tables["steering"].frame.empty
+    assert not report.tables["logit_lens"].frame.empty
+
+
 def test_the_report_survives_the_round_trip(lora_pair: ModelPair, corpus: Corpus, tmp_path: Path) -> None:
     report = METHOD.run(Study(lora_pair, [corpus]))
     report.save(tmp_path / "report")
@@ -125,7 +134,14 @@ def test_texts_that_are_too_short_are_refused(lora_pair: ModelPair, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"positions": [10]}, {"n_positions": 5, "positions": [0]}, {"strengths": [0.0]}, {"steering_positions": [7]}, {"steering_layers": [1]}]
+    "wrong",
+    [
+        {"positions": [10]},
+        {"n_positions": 5, "positions": [0]},
+        {"strengths": [0.0]},
+        {"steering_positions": [7]},
+        {"steering_layers": [1]},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(InvalidSetting):

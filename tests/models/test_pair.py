@@ -167,7 +167,9 @@ def test_a_missing_path_lists_its_neighbours(tmp_path: Path, base_folder: Path) 
         pin(tiny.pair_spec(base_folder, "lora", tmp_path / "adapter_on"))
 
 
-def test_an_unreachable_hub_id_says_what_to_do(base_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_hub_id_says_what_to_do(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     spec = tiny.pair_spec(base_folder)
     missing = type(spec)(tiny.model_spec(base_folder, id="nobody/nothing"), spec.finetuned, "planted")

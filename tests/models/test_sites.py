@@ -19,7 +19,10 @@ def batch_of(side: str, lengths: tuple[int, ...] = (9, 4, 12)) -> TokenBatch:
 def test_residuals_are_the_hidden_states_of_every_family(family: str) -> None:
     model, batch = tiny.model(family), batch_of("right")
     expected = model(
-        input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.position_ids, output_hidden_states=True
+        input_ids=batch.ids,
+        attention_mask=batch.mask.long(),
+        position_ids=batch.position_ids,
+        output_hidden_states=True,
     ).hidden_states
     found = residuals(model, batch, list(range(tiny.LAYERS - 1)))
     for layer in range(tiny.LAYERS - 1):

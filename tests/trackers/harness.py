@@ -16,9 +16,7 @@ from trackers import JSON, ArtifactRef, LocalStore, LocalTracker, Tracker, Wandb
 class Backend(Protocol):
     """Makes trackers, and looks at what they stored without asking them."""
 
-    def tracker(
-        self, project: str, job: str = "job", config: Mapping[str, JSON] | None = None
-    ) -> Tracker: ...
+    def tracker(self, project: str, job: str = "job", config: Mapping[str, JSON] | None = None) -> Tracker: ...
 
     def curve(self, run: str, name: str) -> list[tuple[int, float]]: ...
 
@@ -49,9 +47,7 @@ class LocalBackend:
     def __init__(self, root: Path):
         self.root, self.store = root, LocalStore(root)
 
-    def tracker(
-        self, project: str, job: str = "job", config: Mapping[str, JSON] | None = None
-    ) -> LocalTracker:
+    def tracker(self, project: str, job: str = "job", config: Mapping[str, JSON] | None = None) -> LocalTracker:
         return LocalTracker(self.root, project, job, config or {})
 
     def curve(self, run: str, name: str) -> list[tuple[int, float]]:
@@ -71,9 +67,7 @@ class LocalBackend:
         return pd.read_parquet(self.store.content.object_path(stored)).to_numpy().tolist()
 
     def figure(self, run: str, name: str) -> Mapping[str, object]:
-        return json.loads(
-            self.store.content.object_path(self.store.index.media(run, "figure")[name]).read_bytes()
-        )
+        return json.loads(self.store.content.object_path(self.store.index.media(run, "figure")[name]).read_bytes())
 
     def inputs(self, run: str) -> list[str]:
         return [str(ref) for ref in self.store.index.inputs(run)]
@@ -102,9 +96,7 @@ class WandbBackend:
     def __init__(self, root: Path, server: WandbServer, caches: Path):
         self.root, self.server, self.caches = root, server, caches
 
-    def tracker(
-        self, project: str, job: str = "job", config: Mapping[str, JSON] | None = None
-    ) -> WandbTracker:
+    def tracker(self, project: str, job: str = "job", config: Mapping[str, JSON] | None = None) -> WandbTracker:
         return WandbTracker(self.root, project, job, config or {})
 
     def curve(self, run: str, name: str) -> list[tuple[int, float]]:
@@ -139,9 +131,7 @@ class WandbBackend:
 
     def versions(self, project: str) -> list[str]:
         collections = [each for each in self.server.state.collections.values() if each.project == project]
-        return [
-            f"{project}/{each.name}:v{number}" for each in collections for number in range(len(each.members))
-        ]
+        return [f"{project}/{each.name}:v{number}" for each in collections for number in range(len(each.members))]
 
     def damage(self, ref: ArtifactRef, path: str) -> None:
         """What the server sends from now on is wrong, and no cache here still has the right bytes."""
@@ -181,6 +171,4 @@ def write_files(folder: Path, files: Mapping[str, str | bytes]) -> Path:
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

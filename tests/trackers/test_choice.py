@@ -44,9 +44,7 @@ def test_a_key_in_netrc_chooses_wandb(no_wandb: Path, tmp_path: Path, host: str)
     assert KEY not in line
 
 
-def test_a_key_for_another_host_does_not_count(
-    no_wandb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_for_another_host_does_not_count(no_wandb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     netrc = tmp_path / "elsewhere"
     netrc.write_text(f"machine example.org\n  login user\n  password {KEY}\n")
     monkeypatch.setenv("NETRC", str(netrc))

@@ -103,10 +103,7 @@ def test_versions_count_up_and_aliases_move(backend: Backend, project: str, tmp_
             made = write_files(tmp_path / "made", {"number.txt": str(number)})
             refs.append(tracker.publish(made, "pca", Kind.LEARNER, {}, aliases=aliases))
         assert [ref.version for ref in refs] == [0, 1, 2]
-        found = {
-            tag: tracker.fetch(f"pca:{tag}", Kind.LEARNER)[0].version
-            for tag in ("first", "best", "latest", "v1")
-        }
+        found = {tag: tracker.fetch(f"pca:{tag}", Kind.LEARNER)[0].version for tag in ("first", "best", "latest", "v1")}
     assert found == {"first": 0, "best": 1, "latest": 2, "v1": 1}
 
 

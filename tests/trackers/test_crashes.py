@@ -76,9 +76,7 @@ with LocalTracker(root, "demo", "publish", {}) as tracker:
 
 
 def start(script: str, *arguments: object) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
 
 
 def check_every_version(local: LocalBackend) -> list[ArtifactRef]:
@@ -92,9 +90,7 @@ def check_every_version(local: LocalBackend) -> list[ArtifactRef]:
     return [version.ref for version in versions]
 
 
-def test_a_killed_publish_leaves_only_complete_versions(
-    local: LocalBackend, tmp_path: Path, folder: Path
-) -> None:
+def test_a_killed_publish_leaves_only_complete_versions(local: LocalBackend, tmp_path: Path, folder: Path) -> None:
     chance = random.Random(0)
     acknowledged: list[str] = []
     for _ in range(10):
@@ -124,9 +120,7 @@ def test_a_killed_publish_leaves_only_complete_versions(
         "COMMIT",
     ],
 )
-def test_a_publish_killed_at_any_step_leaves_no_version(
-    local: LocalBackend, folder: Path, moment: str
-) -> None:
+def test_a_publish_killed_at_any_step_leaves_no_version(local: LocalBackend, folder: Path, moment: str) -> None:
     assert start(DIE_AT, local.root, folder, moment).wait() == -signal.SIGKILL
     assert local.versions("demo") == []
     with local.tracker("demo") as tracker:

@@ -29,9 +29,7 @@ def test_a_fetched_folder_is_read_only_and_takes_no_space(local: LocalBackend, f
     for each in [path, *path.rglob("*")]:
         assert stat.S_IMODE(each.stat().st_mode) == (0o555 if each.is_dir() else 0o444)
     stored = [each for each in local.store.content.objects.rglob("*") if each.is_file()]
-    assert {each.stat().st_ino for each in path.rglob("*") if each.is_file()} == {
-        each.stat().st_ino for each in stored
-    }
+    assert {each.stat().st_ino for each in path.rglob("*") if each.is_file()} == {each.stat().st_ino for each in stored}
 
 
 def test_a_fetch_works_where_hard_links_do_not(
@@ -123,9 +121,7 @@ def test_a_forked_child_has_its_own_connection(local: LocalBackend, tmp_path: Pa
     with local.tracker("demo") as tracker:
         tracker.log({"parent": 0.0})
         inherited = tracker.store.index.database._connection()
-        children = [
-            multiprocessing.get_context("fork").Process(target=child, args=(number,)) for number in range(3)
-        ]
+        children = [multiprocessing.get_context("fork").Process(target=child, args=(number,)) for number in range(3)]
         for each in children:
             each.start()
         for step in range(20):
@@ -197,13 +193,9 @@ def test_what_a_killed_process_left_is_removed_after_a_day(local: LocalBackend, 
     assert sorted(local.store.content.tmp.iterdir()) == [fresh]
 
 
-def test_damage_seen_through_a_fetched_folder_does_not_go_unnoticed(
-    local: LocalBackend, folder: Path
-) -> None:
+def test_damage_seen_through_a_fetched_folder_does_not_go_unnoticed(local: LocalBackend, folder: Path) -> None:
     ref = publish(local, folder)
     version = local.store.index.version(ref)
-    flip_first_byte(
-        local.store.folder(version) / "weights/a.bin"
-    )  # the stored body itself, through its hard link
+    flip_first_byte(local.store.folder(version) / "weights/a.bin")  # the stored body itself, through its hard link
     with pytest.raises(Exception, match=r"weights/a\.bin"):
         local.store.folder(version)

@@ -21,9 +21,7 @@ from trackers.values import looks_secret, to_json, without_secrets
 ALLOWED = string.ascii_letters + string.digits + "-_."
 names = st.text(ALLOWED, min_size=1, max_size=128).filter(lambda name: name.strip("."))
 refs = st.builds(ArtifactRef, names, names, st.integers(0, 10**9 - 1))
-scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-)
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 json_values = st.recursive(
     scalars,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -82,9 +80,7 @@ def test_what_is_not_a_version_is_no_reference(text: str) -> None:
         ArtifactRef.parse(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "demo/", "/pca", "pca:", "pca:v01", "a/b/c", "pca:best:v1", "p q", "demo/pca:é"]
-)
+@pytest.mark.parametrize("text", ["", "demo/", "/pca", "pca:", "pca:v01", "a/b/c", "pca:best:v1", "p q", "demo/pca:é"])
 def test_a_malformed_request_is_refused(text: str) -> None:
     with pytest.raises(InvalidName):
         parse_request(text)

@@ -28,9 +28,7 @@ def test_wrong_bytes_do_not_stay_in_the_clients_cache(wandb_backend: WandbBacken
         assert read_files(tracker.fetch("cached", Kind.LEARNER)[1]) == read_files(folder)
 
 
-def test_a_file_changed_after_its_download_is_fetched_again(
-    wandb_backend: WandbBackend, folder: Path
-) -> None:
+def test_a_file_changed_after_its_download_is_fetched_again(wandb_backend: WandbBackend, folder: Path) -> None:
     with wandb_backend.tracker("demo") as tracker:
         tracker.publish(folder, "changed", Kind.LEARNER, {})
         _, path = tracker.fetch("changed", Kind.LEARNER)
@@ -80,9 +78,7 @@ def test_the_server_answered_all_that_the_client_asked(wandb_backend: WandbBacke
     server = wandb_backend.server
     with wandb_backend.tracker("asked") as tracker:
         for number in range(2):
-            tracker.publish(
-                write_files(tmp_path / "m", {"n": str(number)}), "pca", Kind.LEARNER, {"n": number}
-            )
+            tracker.publish(write_files(tmp_path / "m", {"n": str(number)}), "pca", Kind.LEARNER, {"n": number})
         tracker.fetch("pca:v0", Kind.LEARNER)
     assert server.unknown == set()
     assert [refusal for refusal in server.refused if "quota" not in refusal] == []

@@ -46,9 +46,7 @@ class Executor:
         """The response's body. The document holds one operation; its name is part of what `unknown` notes."""
         document = parse(source, no_location=True)
         definitions = document.definitions
-        fragments = {
-            each.name.value: each for each in definitions if isinstance(each, ast.FragmentDefinitionNode)
-        }
+        fragments = {each.name.value: each for each in definitions if isinstance(each, ast.FragmentDefinitionNode)}
         operation = next(each for each in definitions if isinstance(each, ast.OperationDefinitionNode))
         values = {
             each.variable.name.value: _value(each.default_value, {})
@@ -84,11 +82,7 @@ class _Walk:
             spread = isinstance(selection, ast.FragmentSpreadNode)
             fragment = self.fragments[selection.name.value] if spread else selection
             condition = fragment.type_condition
-            if (
-                condition is None
-                or condition.name.value in (found.typename, found.interface)
-                or not found.typename
-            ):
+            if condition is None or condition.name.value in (found.typename, found.interface) or not found.typename:
                 _merge(answer, self.select(found, fragment.selection_set, path))
         return answer
 

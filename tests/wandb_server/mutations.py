@@ -53,9 +53,7 @@ class Mutation(View):
         if input["type"] != "FULL":
             raise GraphQLError(f"manifest type {input['type']} is not served here")
         artifact.manifest_id = self.store.next_id("manifest")
-        file = Node(
-            id=artifact.manifest_id, uploadUrl=self._upload_url("manifest", artifact.id), uploadHeaders=[]
-        )
+        file = Node(id=artifact.manifest_id, uploadUrl=self._upload_url("manifest", artifact.id), uploadHeaders=[])
         return Node(artifactManifest=Node(id=artifact.manifest_id, file=file))
 
     def createArtifactFiles(self, input: Input) -> Node:

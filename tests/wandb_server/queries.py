@@ -63,9 +63,7 @@ class ProjectView(View):
         return self.see(CollectionView, self.store.collections.get((self.row, name)))
 
     def artifactTypes(self, after: Page = None, first: Page = None) -> Node:
-        return connection(
-            self.artifactType(each) for each in sorted({each.type for each in self._collections()})
-        )
+        return connection(self.artifactType(each) for each in sorted({each.type for each in self._collections()}))
 
     def artifactType(self, name: str) -> Node:
         mine = [self.see(CollectionView, each) for each in self._collections() if each.type == name]
@@ -120,9 +118,7 @@ class ArtifactView(View):
     @property
     def aliases(self) -> list[Node]:
         sequence = self.artifactSequence
-        return alias_nodes(
-            sequence, (alias for alias, at in sequence.row.aliases.items() if at == self.row.version)
-        )
+        return alias_nodes(sequence, (alias for alias, at in sequence.row.aliases.items() if at == self.row.version))
 
     @property
     def currentManifest(self) -> Node:
@@ -163,9 +159,7 @@ class Query(View):
         return self.see(ArtifactView, self.store.artifacts.get(id))
 
     def artifactCollection(self, id: str) -> Any:
-        return self.see(
-            CollectionView, next((c for c in self.store.collections.values() if c.id == id), None)
-        )
+        return self.see(CollectionView, next((c for c in self.store.collections.values() if c.id == id), None))
 
 
 def type_node(name: str, **fields: object) -> Node:
@@ -175,6 +169,5 @@ def type_node(name: str, **fields: object) -> Node:
 def alias_nodes(collection: CollectionView, aliases: Iterable[str]) -> list[Node]:
     where = f"alias:{collection.row.id}"
     return [
-        Node("ArtifactAlias", id=f"{where}:{alias}", alias=alias, artifactCollection=collection)
-        for alias in aliases
+        Node("ArtifactAlias", id=f"{where}:{alias}", alias=alias, artifactCollection=collection) for alias in aliases
     ]

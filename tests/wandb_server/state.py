@@ -116,9 +116,7 @@ class State:
         """Checks the manifest against the digest and the files that came, and numbers the version."""
         contents = artifact.contents()
         if (computed := manifest_digest(contents)) != artifact.digest:
-            raise ValueError(
-                f"the manifest's digest is {computed}, the artifact was created with {artifact.digest}"
-            )
+            raise ValueError(f"the manifest's digest is {computed}, the artifact was created with {artifact.digest}")
         missing = [path for path, entry in contents.items() if entry["digest"] not in self.bodies]
         if missing:
             raise ValueError(f"never uploaded: {missing}")

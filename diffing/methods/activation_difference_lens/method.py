@@ -2,8 +2,8 @@
 
 A narrow finetune shifts the residual stream in much the same way on any text, already in its first tokens. That mean
 shift, one vector per position, is read with the logit lens and a patchscope, and added to the finetuned model while it
-answers neutral prompts (arXiv 2510.13900). The base and finetuned means and a random direction of the same norm are read
-in the same way: what they show too is not the finetune.
+answers neutral prompts (arXiv 2510.13900). The base and finetuned means and a random direction of the same norm are
+read in the same way: what they show too is not the finetune.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ class ActivationDifferenceLens:
 
     prompts: Sequence[str]
     """Neutral chat prompts that are answered steered and unsteered."""
-    layers: Sequence[float | int] = (0.5, 0.85)
+    layers: Sequence[float | int] = (0.5, 0.85, 0.97)
     """Depths to read: a float is a share of the depth, an int an absolute layer. A patchscope and steering need layers
     above the one they write to; the logit lens reads late ones best."""
     n_positions: int = 32
@@ -96,7 +96,9 @@ class ActivationDifferenceLens:
         if self.n_positions <= SKIPPED:
             raise InvalidSetting(f"n_positions={self.n_positions}; expected more than {SKIPPED}")
         if not_read := [depth for depth in self.steering_layers if depth not in self.layers]:
-            raise InvalidSetting(f"steering_layers {not_read} are not among the layers {list(self.layers)} that are read")
+            raise InvalidSetting(
+                f"steering_layers {not_read} are not among the layers {list(self.layers)} that are read"
+            )
         if any(strength <= 0 for strength in (*self.strengths, *self.patchscope_scales)):
             raise InvalidSetting("strengths and patchscope_scales are lengths: expected numbers above 0")
 
@@ -107,7 +109,8 @@ class ActivationDifferenceLens:
         findings = [Finding("No difference: both sides have the same activations on every text.", "positions")]
         if not identical:
             measured |= self._readouts(study, readings)
-            findings = [tables.finding(r.corpus, r.means, r.telling, measured["logit_lens"]) for r in readings]
+            lenses = {name: measured[name] for name in ("logit_lens", "patchscope")}
+            findings = [tables.finding(r.corpus, r.means, r.telling, lenses) for r in readings]
         return Report(
             method=self.name,
             pair=study.pair.spec,
@@ -243,14 +246,16 @@ def _scalars(readings: Sequence[Reading]) -> dict[str, Scalar]:
     shift = means.difference[at].norm()
     return {
         "layer": Scalar(means.layer, "layer of the largest shift (absolute, counted from 0)"),
-        "telling_position": Scalar(at, "position with the largest shift for its residual norm (the sink at 0 left out)"),
+        "telling_position": Scalar(
+            at, "position with the largest shift for its residual norm (the sink at 0 left out)"
+        ),
         "shift_norm": Scalar(float(shift), "L2 norm of the mean difference there (residual stream units)"),
         "relative_shift": Scalar(
             float(shift / means.norm_base[at]), "that norm over the base's mean residual norm there (ratio)"
         ),
         "consistency": Scalar(
             float(means.consistency[at]),
-            "norm of the mean difference over the mean norm of the differences there: 1 if all texts shift alike (ratio)",
+            "norm of the mean difference over the mean norm of the differences: 1 if all texts shift alike (ratio)",
         ),
         "residual_norm": Scalar(
             means.residual_norm, f"mean L2 norm of the finetuned residual stream from position {SKIPPED} on"

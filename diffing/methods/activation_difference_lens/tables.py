@@ -93,8 +93,9 @@ def patchscope_table(rows: Sequence[Mapping[str, object]]) -> Table:
 
 
 def steering_table(rows: Sequence[Mapping[str, object]]) -> Table:
+    columns = [*_WHERE, "prompt", "condition", "kind", "strength", "sample", "text"]
     return Table(
-        pd.DataFrame(rows),
+        pd.DataFrame(rows, columns=columns),
         "Answers of the finetuned model, unsteered, with the mean difference added, and with a random direction added",
         _WHERE
         | {
@@ -109,25 +110,35 @@ def steering_table(rows: Sequence[Mapping[str, object]]) -> Table:
     )
 
 
-def finding(corpus: str, means: PositionMeans, position: int, lens: Table) -> Finding:
-    """The most telling position in words, pointing at its tokens."""
-    frame = lens.frame
-    chosen = frame[
-        (frame["corpus"] == corpus)
-        & (frame["layer"] == means.layer)
-        & (frame["source"] == "difference")
-        & (frame["direction"] == "promoted")
-        & (frame["position"] == position)
-    ].head(10)
+def finding(corpus: str, means: PositionMeans, position: int, readouts: Mapping[str, Table]) -> Finding:
+    """The most telling position of one layer in words: what was read there from the difference, and neither from the
+    base's mean nor from a random direction."""
     shift = float(means.difference[position].norm() / means.norm_base[position])
-    tokens = ", ".join(repr(token) for token in chosen["token"])
-    return Finding(
-        f"On {corpus}, layer {means.layer}, position {position}: the finetune moves the residual stream by "
-        f"{shift:.1%} of its norm, with consistency {float(means.consistency[position]):.2f} over "
-        f"{int(means.n_texts[position])} texts. The logit lens of that shift reads {tokens}.",
-        "logit_lens",
-        [int(row) for row in chosen.index],
+    read = {name: _own_tokens(table.frame, corpus, means.layer, position) for name, table in readouts.items()}
+    words = "; ".join(
+        f"the {name.replace('_', ' ')} reads "
+        + (", ".join(repr(token) for token in rows["token"]) or "nothing of its own")
+        for name, rows in read.items()
     )
+    return Finding(
+        f"On {corpus}, layer {means.layer}, position {position}, the finetune moves the residual stream by "
+        f"{shift:.1%} of its norm, with consistency {float(means.consistency[position]):.2f} over "
+        f"{int(means.n_texts[position])} texts. Of that shift, {words}.",
+        "logit_lens",
+        [int(row) for row in read["logit_lens"].index],
+    )
+
+
+def _own_tokens(frame: pd.DataFrame, corpus: str, layer: int, position: int, most: int = 12) -> pd.DataFrame:
+    """Rows of the difference's readout whose tokens neither the base's mean nor a random direction shows too."""
+    here = frame[(frame["corpus"] == corpus) & (frame["layer"] == layer) & (frame["position"] == position)]
+    if "direction" in here.columns:
+        here = here[here["direction"] == "promoted"]
+    if "scale" in here.columns:
+        here = here[here["scale"] == min(here["scale"].unique(), key=lambda scale: abs(scale - 1.0))]
+    shared = here[here["source"].isin(["base", "random"])]["token"]
+    own = here[(here["source"] == "difference") & ~here["token"].isin(shared) & (here["token"].str.strip() != "")]
+    return own.head(most)
 
 
 def norm_figure(measured: Measured) -> Figure:
