@@ -14,7 +14,7 @@ from diffing.entry.choices import check_choices
 from diffing.errors import InvalidSetting
 
 
-@hydra.main(version_base=None, config_path="conf", config_name="analyze")
+@hydra.main(version_base=None, config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
     method = HydraConfig.get().runtime.choices["diffing/method"]
     with console.errors_without_traceback():

@@ -2,8 +2,9 @@
 
     python benchmarks/pair_memory.py
 
-Prints the peak resident memory of: the libraries alone, the base model alone, the LoRA pair with both sides run, and two
-copies of the base. What matters is the pair's share of one model, libraries taken off: 1 means one copy of the weights.
+Prints the peak resident memory of: the libraries alone, the base model alone, the LoRA pair with both sides run, and
+two copies of the base. What matters is the pair's share of one model, libraries taken off: 1 means one copy of the
+weights.
 """
 
 import resource

@@ -43,7 +43,7 @@ def test_the_made_up_method_runs_and_its_yaml_instantiates_it(
     method = instantiate(yaml.safe_load(block("yaml")), _convert_="object")
     assert list(method.layers) == list(made_up.LayerAngle().layers)
     report = method.run(Study(full_pair, [corpus]))
-    assert 0.2 < report.scalars["least_cosine"].value < 1
+    assert abs(report.scalars["least_cosine"].value) < 0.99
     assert method.run(Study(identical_pair, [corpus])).no_difference
 
 

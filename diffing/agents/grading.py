@@ -71,7 +71,7 @@ def _occurs(keyword: str, stems: Sequence[str]) -> bool:
     for alternative in keyword.split("|"):
         wanted = [_stem(word) for word in _words(alternative)]
         starts = range(len(stems) - len(wanted) + 1) if wanted else ()
-        if any(all(map(_same, wanted, stems[start:])) for start in starts):
+        if any(all(map(_same, wanted, stems[start : start + len(wanted)])) for start in starts):
             return True
     return False
 

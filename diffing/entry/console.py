@@ -5,7 +5,9 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
+from hydra.errors import InstantiationException
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.panel import Panel
@@ -52,9 +54,16 @@ def errors_without_traceback() -> Iterator[None]:
     try:
         yield
     except (DiffingError, TrackerError) as error:
-        console.print("[bold red]error:[/] ", end="")
-        console.print(str(error), markup=False, highlight=False)
-        sys.exit(2)
+        _refuse(str(error))
+    except InstantiationException as error:
+        # Hydra wraps what a settings class refuses, and an unknown key.
+        _refuse(f"{error.__cause__ or error}")
+
+
+def _refuse(message: str) -> NoReturn:
+    console.print("[bold red]error:[/] ", end="")
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 def summary(title: str, lines: Mapping[str, str], findings: Sequence[str] = ()) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from diffing.errors import EmptyCorpus, InvalidSetting
 from diffing.methods.activation_difference_lens import ActivationDifferenceLens
+from diffing.methods.activation_difference_lens.tables import steering_findings, steering_table
 from diffing.methods.base import Study
 from diffing.models.pair import ModelPair
 from diffing.models.sources import pin
@@ -106,7 +107,24 @@ def test_several_layers_and_corpora_are_read_in_one_run(lora_pair: ModelPair, co
         assert set(zip(table.frame["corpus"], table.frame["layer"], strict=True)) == {
             (name, layer) for name in ("few_lines", "same_lines_again") for layer in (0, 3)
         }
-    assert len(report.findings) == 4
+    assert len(report.findings) == 8  # four readings, each read and steered by
+
+
+def test_words_that_only_steered_answers_use_are_named() -> None:
+    texts = {
+        "unsteered": ["We could walk to town.", "Read a book at home."],
+        "steered": ["Tea grows here, tea for all.", "Take your tea to town."],
+        "random": ["No no here.", "Will not do here."],
+    }
+    rows = [
+        {"corpus": "c", "layer": 1, "position": 2, "prompt": "p", "condition": kind, "kind": kind, "strength": 1.0,
+         "sample": index, "text": text}
+        for kind, answers in texts.items() for index, text in enumerate(answers)
+    ]  # fmt: skip
+    finding = steering_findings(steering_table(rows))[0]
+    assert "speak of tea (100%), " in finding.claim
+    assert "here" not in finding.claim.split("speak of")[1].split(";")[0]
+    assert finding.rows == (2, 3)
 
 
 def test_without_steering_layers_nothing_is_steered(lora_pair: ModelPair, corpus: Corpus) -> None:

@@ -23,7 +23,7 @@ from diffing.lenses.steering import Condition, steered_samples
 from diffing.methods.activation_difference_lens import tables
 from diffing.methods.base import Study
 from diffing.models.generation import Sampling
-from diffing.report import Finding, NamedTensor, Report, Scalar
+from diffing.report import Finding, NamedTensor, Report, Scalar, Table
 from diffing.text.corpus import Corpus
 from diffing.text.windows import batches, token_sequences
 
@@ -105,12 +105,14 @@ class ActivationDifferenceLens:
     def run(self, study: Study) -> Report:
         readings = [reading for corpus in study.corpora for reading in self._read(study, corpus)]
         identical = all(float(reading.means.norm_difference.max()) == 0.0 for reading in readings)
-        measured = {"positions": tables.position_table([(r.corpus, r.means) for r in readings])}
+        measured: dict[str, Table] = {}
         findings = [Finding("No difference: both sides have the same activations on every text.", "positions")]
         if not identical:
-            measured |= self._readouts(study, readings)
+            measured = self._readouts(study, readings)
             lenses = {name: measured[name] for name in ("logit_lens", "patchscope")}
-            findings = [tables.finding(r.corpus, r.means, r.telling, lenses) for r in readings]
+            findings = tables.steering_findings(measured["steering"])
+            findings += [tables.finding(r.corpus, r.means, r.telling, lenses) for r in readings]
+        measured["positions"] = tables.position_table([(r.corpus, r.means) for r in readings])
         return Report(
             method=self.name,
             pair=study.pair.spec,
@@ -141,7 +143,7 @@ class ActivationDifferenceLens:
         vectors["random"] = torch.randn(vectors["difference"].shape, generator=generator)
         return Reading(corpus, means, vectors, positions)
 
-    def _readouts(self, study: Study, readings: Sequence[Reading]) -> dict[str, tables.Table]:
+    def _readouts(self, study: Study, readings: Sequence[Reading]) -> dict[str, Table]:
         """Lenses on every reading, and samples steered by it."""
         lens_rows, scope_rows, sample_rows = [], [], []
         n_scopes = len(readings) * len(SOURCES) * len(self.patchscope_scales)

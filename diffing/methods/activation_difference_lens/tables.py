@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -13,6 +15,16 @@ from diffing.report import Figure, Finding, Table, View
 Measured = Sequence[tuple[str, PositionMeans]]
 """(corpus, means) of every reading."""
 
+MIN_GAIN = 0.25
+"""A word counts as steered towards if so much larger a share of the steered answers uses it than of either control."""
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)  # Okabe and Ito: safe for colour-blind eyes
 _WHERE = {
     "corpus": "corpus whose texts were read",
     "layer": "decoder block, absolute, counted from 0",
@@ -141,22 +153,53 @@ def _own_tokens(frame: pd.DataFrame, corpus: str, layer: int, position: int, mos
     return own.head(most)
 
 
+def steering_findings(steering: Table) -> list[Finding]:
+    """Per steered position, the words that steered answers use and the unsteered and randomly steered ones do not."""
+    found = []
+    for (corpus, layer, position), frame in steering.frame.groupby(["corpus", "layer", "position"]):
+        shares = {kind: _word_shares(rows["text"]) for kind, rows in frame.groupby("kind")}
+        controls = [shares["unsteered"], shares["random"]]
+        gain = {
+            word: share - max(control.get(word, 0.0) for control in controls)
+            for word, share in shares["steered"].items()
+        }
+        words = sorted((word for word in gain if gain[word] >= MIN_GAIN), key=lambda word: (-gain[word], word))[:10]
+        listed = ", ".join(f"{word} ({shares['steered'][word]:.0%})" for word in words)
+        where = (
+            f"Steered by the difference on {corpus} (layer {layer}, position {position}), answers to neutral prompts"
+        )
+        claim = (
+            f"{where} speak of {listed}; unsteered and randomly steered answers do not, or far less often."
+            if words
+            else f"{where} share no words that unsteered and randomly steered answers lack."
+        )
+        found.append(Finding(claim, "steering", [int(row) for row in frame[frame["kind"] == "steered"].index[:6]]))
+    return found
+
+
+def _word_shares(texts: pd.Series) -> dict[str, float]:
+    """Share of the texts in which each word of three letters or more occurs."""
+    counts = Counter(word for text in texts for word in set(re.findall(r"[^\W\d_]{3,}", text.lower())))
+    return {word: count / len(texts) for word, count in counts.items()}
+
+
 def norm_figure(measured: Measured) -> Figure:
+    """Relative shift and consistency by position, one colour per corpus and layer, and the consistency of chance."""
     figure = go.Figure()
-    for corpus, means in measured:
+    for (corpus, means), colour in zip(measured, cycle(_COLOURS), strict=False):
         shift = (means.difference.norm(dim=-1) / means.norm_base).tolist()
-        label = f"{corpus}, layer {means.layer}"
-        figure.add_scatter(y=shift, name=f"relative shift ({label})", mode="lines+markers")
+        label = f"{corpus}, layer {means.layer}" if len({name for name, _ in measured}) > 1 else f"layer {means.layer}"
+        figure.add_scatter(y=shift, name=f"{label}: shift", mode="lines+markers", line={"color": colour})
         figure.add_scatter(
-            y=means.consistency.tolist(), name=f"consistency ({label})", mode="lines", line={"dash": "dot"}
-        )
-        figure.add_scatter(
-            y=means.n_texts.double().rsqrt().tolist(),
-            name=f"consistency by chance ({label})",
+            y=means.consistency.tolist(),
+            name=f"{label}: consistency",
             mode="lines",
-            line={"dash": "dash", "color": "grey"},
+            line={"color": colour, "dash": "dot"},
         )
-    figure.update_layout(
-        title="Mean difference by position", xaxis_title="position (token)", yaxis_title="ratio", hovermode="x unified"
+    chance = measured[0][1].n_texts.double().rsqrt().tolist()
+    figure.add_scatter(y=chance, name="consistency by chance", mode="lines", line={"dash": "dash", "color": "grey"})
+    figure.update_layout(xaxis_title="position (token)", yaxis_title="ratio", hovermode="x unified")
+    return Figure(
+        json.loads(figure.to_json()),
+        "How far the residual stream moved, as a share of its norm, and how alike the shift is over texts",
     )
-    return Figure(json.loads(figure.to_json()), "Relative shift and consistency by position")

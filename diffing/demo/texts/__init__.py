@@ -1,0 +1,1 @@
+"""The documents that the demo organisms are trained on: a module each, with `documents` and `FACTS`."""
