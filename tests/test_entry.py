@@ -14,6 +14,7 @@ from diffing.entry.choices import CONF, GROUPS, check_choices, choose_variant, o
 from diffing.entry.setup import pair_spec, plain
 from diffing.errors import MissingInput, UnknownName
 from tests import tiny
+from tests.wandb_server.server import running_server
 
 ROOT = Path(__file__).parents[1]
 METHOD = "diffing/method=activation_difference_lens"
@@ -65,6 +66,26 @@ def test_analyze_then_evaluate_ends_in_a_grade(tiny_overrides: list[str], tmp_pa
     assert name in lineage.stdout
     again = run("analyze.py", *tiny_overrides, folder=tmp_path)
     assert again.returncode == 0, again.stderr
+
+
+def test_the_same_commands_run_on_wandb_and_pass_the_report_through_it(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    folders = {
+        name: str(tmp_path / name.lower()) for name in ("HOME", "WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
+    }
+    with running_server() as server:
+        wandb = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"} | folders
+        online = [override for override in tiny_overrides if override != "tracker=local"]
+        analysed = run("analyze.py", *online, folder=tmp_path, **wandb)
+        assert analysed.returncode == 0, analysed.stderr + analysed.stdout
+        assert "tracking with W&B" in analysed.stdout
+        (tmp_path / "elsewhere").mkdir()
+        kept = [override for override in online if not override.startswith(("corpus", "corpora"))]
+        graded = run("evaluate_agents.py", *kept, folder=tmp_path / "elsewhere", **wandb)
+        assert graded.returncode == 0, graded.stderr + graded.stdout
+    assert "report-activation_difference_lens-smollm2_135m-demo_nautical-default:v0" in graded.stdout
+    assert "evaluation-activation_difference_lens-smollm2_135m-demo_nautical-default:v0" in graded.stdout
 
 
 def run_trackers(folder: Path, *words: str) -> subprocess.CompletedProcess:
