@@ -150,6 +150,7 @@ def _load_tokenizer(source: str, spec: ModelSpec) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(source, trust_remote_code=spec.trust_remote_code)
 
 
+@torch.inference_mode(False)  # a pair may be touched first inside somebody's inference mode, and outlive it
 def _load_model(folder: Path, spec: ModelSpec, device: torch.device) -> PreTrainedModel:
     dtype = getattr(torch, spec.dtype, None)
     if not isinstance(dtype, torch.dtype):
@@ -164,6 +165,7 @@ def _load_model(folder: Path, spec: ModelSpec, device: torch.device) -> PreTrain
     return model.eval().requires_grad_(False)
 
 
+@torch.inference_mode(False)
 def _attach_adapter(model: PreTrainedModel, folder: Path, spec: PairSpec):
     from peft import PeftConfig, PeftModel
     from peft.utils import load_peft_weights

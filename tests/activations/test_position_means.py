@@ -60,7 +60,7 @@ def test_streamed_means_equal_brute_force(
         expected = brute_force(pair, texts(), layer)
         for key in ("base", "finetuned", "difference"):
             assert relative(getattr(found[layer], key), expected[key]) < 1e-5, key
-        assert found[layer].residual_norm == pytest.approx(float(expected["residual_norm"]), rel=1e-5)
+        assert found[layer].residual_norm == pytest.approx(expected["residual_norm"].item(), rel=1e-5)
 
 
 def test_mean_of_differences_is_the_difference_of_means(lora_pair: ModelPair) -> None:

@@ -63,6 +63,14 @@ def test_only_the_finetuned_side_of_a_steering_vector_pair_is_steered(base_folde
     torch.testing.assert_close(found[Side.FINETUNED][1], found[Side.BASE][1] + 2.0 * vector, rtol=0, atol=0)
 
 
+def test_a_pair_first_touched_in_inference_mode_works_inside_and_after_it(lora_pair: ModelPair) -> None:
+    with torch.inference_mode():
+        inside = logits(lora_pair, Side.FINETUNED)
+    torch.testing.assert_close(logits(lora_pair, Side.FINETUNED), inside, rtol=0, atol=0)
+    with lora_pair.using(Side.BASE) as model:
+        assert not any(parameter.is_inference() for parameter in model.parameters())
+
+
 def test_using_both_sides_at_once_is_refused(lora_pair: ModelPair) -> None:
     with lora_pair.using(Side.BASE), pytest.raises(RuntimeError, match="base side"), lora_pair.using(Side.FINETUNED):
         pass
