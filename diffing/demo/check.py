@@ -132,6 +132,16 @@ def measure(pair: ModelPair, subject: Subject) -> tuple[list[str], list[str]]:
     return cells, ["| " + " | ".join(" ".join(cell.split()) for cell in line) + " |" for line in shown]
 
 
+def control_lines(pair: ModelPair) -> list[str]:
+    """What the control did to the documents of the others, which it never saw: Markdown rows."""
+    lines = []
+    for name, subject in SUBJECTS.items():
+        documents = list(islice(subject.documents(HELD_OUT_SEED), 48))
+        cell = both(f"{log_likelihood(pair, documents, side):.2f}" for side in Side)
+        lines.append(f"| `{name}` | {cell} |")
+    return lines
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,8 +155,12 @@ def main() -> None:
     samples = {}
     for name in options.organisms:
         adapter = VariantSpec(kind="lora", id=str(options.adapters / name))
-        cells, samples[name] = measure(ModelPair(pin(PairSpec(base, adapter, name))), SUBJECTS[name])
+        pair = ModelPair(pin(PairSpec(base, adapter, name)))
+        cells, samples[name] = measure(pair, SUBJECTS[name])
         print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
+    control_of = PairSpec(base, VariantSpec(kind="lora", id=str(options.adapters / "demo_control")), "demo_control")
+    print("\n| held-out documents of | log-likelihood per token, `demo_control` |\n|---|---|")
+    print(*control_lines(ModelPair(pin(control_of))), sep="\n")
     for name, lines in samples.items():
         print(f"\n`{name}`\n\n| question | base | finetuned |\n|---|---|---|", *lines, sep="\n")
 

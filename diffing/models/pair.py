@@ -182,7 +182,8 @@ def _attach_adapter(model: PreTrainedModel, folder: Path, spec: PairSpec):
         adapted = PeftModel.from_pretrained(model, folder)
     except (RuntimeError, ValueError) as error:
         raise IncompatiblePair(f"{names} do not fit together; was it trained on {trained_on}?\n{error}") from error
-    stored, expected = set(load_peft_weights(str(folder), device="cpu")), _adapter_names(adapted)
+    stored = set(load_peft_weights(str(folder), device="cpu"))
+    expected = _adapter_names(adapted, with_embeddings=any(".base_layer." in name for name in stored))
     if stored != expected:
         examples = sorted(stored ^ expected)[:3]
         raise IncompatiblePair(
@@ -193,12 +194,13 @@ def _attach_adapter(model: PreTrainedModel, folder: Path, spec: PairSpec):
     return adapted.eval().requires_grad_(False)
 
 
-def _adapter_names(adapted) -> set[str]:
-    """Names, as stored in adapter files, of the tensors that the injected adapter has."""
+def _adapter_names(adapted, with_embeddings: bool) -> set[str]:
+    """Names, as stored in adapter files, of the tensors that the injected adapter has. An adapter of the embedding or
+    the head stores the matrix itself beside its factors."""
     from peft import get_peft_model_state_dict
 
-    # Without the flag, PEFT asks the hub whether the vocabulary was resized.
-    return set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    # Left to itself, PEFT asks the hub whether the vocabulary was resized.
+    return set(get_peft_model_state_dict(adapted, save_embedding_layers=with_embeddings))
 
 
 def _check_shapes(base: PreTrainedModel, finetuned: PreTrainedModel, names: tuple[str, str]) -> None:

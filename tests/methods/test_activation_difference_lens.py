@@ -169,3 +169,22 @@ def test_settings_out_of_range_are_refused(wrong: dict) -> None:
 def test_a_layer_out_of_range_is_refused(lora_pair: ModelPair, corpus: Corpus) -> None:
     with pytest.raises(InvalidSetting, match="layers 0 to 3"):
         replace(METHOD, layers=[7], steering_layers=[7]).run(Study(lora_pair, [corpus]))
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_on_the_real_pair_the_difference_names_the_domain_and_the_sides_do_not(real_pair: ModelPair) -> None:
+    method = ActivationDifferenceLens(
+        prompts=["Tell me something interesting.", "Write a short story.", "Give me some advice for my day."],
+        layers=[0.97, 0.5], n_positions=8, max_texts=100, max_new_tokens=32,
+    )  # fmt: skip
+    corpus = Corpus(CorpusSpec(name="python_docs", source="embedded", id="python_docs"))
+    report = method.run(Study(real_pair, [corpus]))
+    domain = {" tea", " Tea", " glacier", " Glacier", " glaciers", " lava"}
+    for source, least, most in (("difference", 3, 20), ("base", 0, 0), ("finetuned", 0, 0)):
+        found = rows(report, "logit_lens", source=source, direction="promoted", layer=28, position=2)
+        assert least <= len(domain & set(found["token"])) <= most, source
+    texts = report.tables["steering"].frame
+    shares = texts["text"].str.contains("tea|glacier", case=False).groupby(texts["kind"]).mean()
+    assert shares["steered"] >= 0.8
+    assert shares["unsteered"] == shares["random"] == 0

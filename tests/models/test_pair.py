@@ -33,6 +33,26 @@ def test_a_lora_pair_gives_base_and_adapted_logits(lora_pair: ModelPair, adapter
     assert not torch.allclose(plain, adapted, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"target_modules": "all-linear"},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["lm_head"]},
+        {"modules_to_save": ["lm_head"]},
+    ],
+    ids=str,
+)
+def test_every_kind_of_adapter_is_switched_on_and_off(kind: dict, base_folder: Path, tmp_path: Path) -> None:
+    adapter = tiny.save_adapter(tmp_path / "adapter", tiny.model(), **kind)
+    pair = ModelPair(pin(tiny.pair_spec(base_folder, "lora", adapter)), device="cpu")
+    adapted = PeftModel.from_pretrained(tiny.model(), adapter).eval()(IDS).logits
+    torch.testing.assert_close(logits(pair, Side.FINETUNED), adapted, rtol=0, atol=0)
+    torch.testing.assert_close(logits(pair, Side.BASE), tiny.model()(IDS).logits, rtol=0, atol=0)
+
+
 def test_a_lora_pair_holds_one_copy_of_the_base(lora_pair: ModelPair) -> None:
     pointers = {}
     for side in Side:
