@@ -150,6 +150,14 @@ def test_a_wrong_setting_is_named_without_a_traceback(
     assert not list((tmp_path / "outputs").glob("store/**/report.json"))
 
 
+def test_an_empty_corpus_is_refused(tiny_overrides: list[str], tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n", "utf-8")
+    found = run("analyze.py", *tiny_overrides, f"corpora.file.id={empty}", folder=tmp_path)
+    assert found.returncode == 2, found.stdout + found.stderr
+    assert "gives no documents" in found.stdout
+
+
 def test_an_unknown_setting_of_a_method_is_refused(tmp_path: Path) -> None:
     found = run("analyze.py", METHOD, "organism=none", "diffing.method.pathscope_scales=[1]", folder=tmp_path)
     assert found.returncode != 0
