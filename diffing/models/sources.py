@@ -99,12 +99,15 @@ def _local(id: str, subfolder: str) -> Source | None:
 
 
 def _content_hash(path: Path) -> str:
-    """`sha256:` over names and bytes of the weights and configs below `path`."""
-    files = (
-        [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    )
+    """`sha256:` over names and bytes of the files below `path`; read again only if a size or a time has changed."""
+    below = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+    return _hash_of(path, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in below))
+
+
+@lru_cache
+def _hash_of(path: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for file in files:
+    for file, _, _ in files:
         digest.update(file.relative_to(path).as_posix().encode() + b"\0")
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
