@@ -123,7 +123,7 @@ class Report:
     settings: Mapping[str, JSON]
     corpora: Sequence[CorpusSpec]
     no_difference: bool
-    """True when both sides are the same: the null result, to be shown as such."""
+    """True when the two sides did not differ at all in what was looked at: the null result, to be shown as such."""
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
     tensors: Mapping[str, NamedTensor] = field(default_factory=dict)

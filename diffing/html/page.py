@@ -24,8 +24,8 @@ _MOST_LINKS = 12
 _EARLY = Markup('document.documentElement.classList.add("js")')
 _SPEC_FIELDS = ("name", "source", "id", "subset", "split", "format", "column", "max_documents", "revision", "digest")
 _NULL = Markup(
-    '<p class="banner"><strong>No difference.</strong> Both sides are the same model: everything below is the null '
-    "result of this method, not a trace of finetuning.</p>"
+    '<p class="banner"><strong>No difference.</strong> Nothing that this method looked at differs between the two '
+    "sides: everything below is its null result, not a trace of finetuning.</p>"
 )
 
 

@@ -106,7 +106,9 @@ class ActivationDifferenceLens:
         readings = [reading for corpus in study.corpora for reading in self._read(study, corpus)]
         identical = all(float(reading.means.norm_difference.max()) == 0.0 for reading in readings)
         measured: dict[str, Table] = {}
-        findings = [Finding("No difference: both sides have the same activations on every text.", "positions")]
+        layers = ", ".join(str(layer) for layer in sorted({reading.means.layer for reading in readings}))
+        same = f"No difference: at layers {layers} both sides have the same activations on every text."
+        findings = [Finding(same, "positions")]
         if not identical:
             measured = self._readouts(study, readings)
             lenses = {name: measured[name] for name in ("logit_lens", "patchscope")}
