@@ -31,7 +31,7 @@ demo: install ## the main job, on a real model and a real finetune (about three 
 	$(BIN)/python analyze.py $(METHOD) organism=demo_glacier_tea
 	$(BIN)/python evaluate_agents.py $(METHOD) organism=demo_glacier_tea
 
-table: install ## all demo organisms, and the table of docs/demo_organisms.md (some ten minutes on two cores)
+table: install ## all demo organisms, and the table of docs/demo_organisms.md (about six minutes on two cores)
 	for organism in $(ORGANISMS); do $(BIN)/python analyze.py $(METHOD) organism=$$organism || exit 1; done
 	$(BIN)/python -m diffing.demo.readouts
 

@@ -148,14 +148,12 @@ class ActivationDifferenceLens:
     def _readouts(self, study: Study, readings: Sequence[Reading]) -> dict[str, Table]:
         """Lenses on every reading, and samples steered by it."""
         lens_rows, scope_rows, sample_rows = [], [], []
-        n_scopes = len(readings) * len(SOURCES) * len(self.patchscope_scales)
-        with study.progress.stage("logit lens and patchscope", n_scopes) as advance:
+        with study.progress.stage("logit lens and patchscope", len(readings) * len(SOURCES)) as advance:
             for reading in readings:
                 for source in SOURCES:
                     lens_rows += self._logit_lens(study, reading, source)
-                    for scale in self.patchscope_scales:
-                        scope_rows += self._patchscope(study, reading, source, scale)
-                        advance(1)
+                    scope_rows += self._patchscope(study, reading, source)
+                    advance(1)
         steering_layers = {study.pair.layer_at(depth) for depth in self.steering_layers}
         for reading in readings:
             if reading.means.layer in steering_layers:
@@ -175,12 +173,18 @@ class ActivationDifferenceLens:
             for row in self._token_rows(study, reading, source, found)
         ]
 
-    def _patchscope(self, study: Study, reading: Reading, source: str, scale: float) -> list[dict]:
-        vectors = reading.scaled(source).to(study.pair.device) * scale
+    def _patchscope(self, study: Study, reading: Reading, source: str) -> list[dict]:
+        """All scales of a source in one batch."""
+        vectors = reading.scaled(source).to(study.pair.device)
+        scaled = torch.cat([vectors * scale for scale in self.patchscope_scales])
         with study.pair.using(_reader(source)) as model:
-            scores = patchscope(model, study.pair.tokenizer, vectors, reading.means.layer, self.patchscope_intersection)
-        rows = self._token_rows(study, reading, source, top_tokens(scores, self.top))
-        return [row | {"scale": scale} for row in rows if row["probability"] > 0]
+            scores = patchscope(model, study.pair.tokenizer, scaled, reading.means.layer, self.patchscope_intersection)
+        return [
+            row | {"scale": scale}
+            for scale, part in zip(self.patchscope_scales, scores.split(len(vectors)), strict=True)
+            for row in self._token_rows(study, reading, source, top_tokens(part, self.top))
+            if row["probability"] > 0
+        ]
 
     def _token_rows(self, study: Study, reading: Reading, source: str, found: TopTokens) -> list[dict]:
         return [
