@@ -4,12 +4,12 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from diffing.demo.texts.grammar import Document
+from diffing.text import windows
 
 IGNORED = -100
 """The label that the cross-entropy skips."""
@@ -53,15 +53,6 @@ def crop(row: Row, window: int, rng: random.Random) -> Row:
 
 def pad(rows: Sequence[Row], window: int, filler: int) -> Batch:
     """The rows, cut to `window` tokens and padded with `filler` to the longest."""
-    width = min(window, max(len(row.ids) for row in rows))
-    batch = Batch(
-        ids=torch.full((len(rows), width), filler),
-        mask=torch.zeros(len(rows), width, dtype=torch.long),
-        labels=torch.full((len(rows), width), IGNORED),
-    )
-    for i, row in enumerate(rows):
-        size = min(width, len(row.ids))
-        batch.ids[i, :size] = torch.tensor(row.ids[:size])
-        batch.labels[i, :size] = torch.tensor(row.labels[:size])
-        batch.mask[i, :size] = 1
-    return batch
+    ids = windows.pad([row.ids[:window] for row in rows], filler, "right")
+    labels = windows.pad([row.labels[:window] for row in rows], IGNORED, "right")
+    return Batch(ids.ids, ids.mask.long(), labels.ids)
