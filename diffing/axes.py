@@ -17,3 +17,12 @@ class Side(StrEnum):
 
     BASE = "base"
     FINETUNED = "finetuned"
+
+
+class Stream(StrEnum):
+    """What is read of both residual streams."""
+
+    BASE = "base"
+    FINETUNED = "finetuned"
+    DIFFERENCE = "difference"
+    """finetuned - base, in float32 or wider."""

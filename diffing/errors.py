@@ -37,6 +37,14 @@ class SchemaMismatch(DiffingError):
     """A file on disk is not what its schema says."""
 
 
+class StorageFailed(DiffingError):
+    """The disk refused: full, read-only, or gone."""
+
+
+class ZeroVariance(DiffingError):
+    """Nothing varies in what should be scaled or decomposed: both sides are the same, or constant."""
+
+
 class InvalidSetting(DiffingError):
     """A setting outside of its range."""
 

@@ -10,8 +10,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from diffing.axes import Side
 from diffing.errors import InvalidSetting
 
 JSON: TypeAlias = None | bool | int | float | str | Sequence[object] | Mapping[str, object]
@@ -24,10 +25,14 @@ class Spec:
     def as_json(self) -> dict[str, JSON]:
         return asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
 
+    def identity(self) -> Mapping[str, object]:
+        """What the digest covers: every field, unless a spec says otherwise."""
+        return self.as_json()
+
     @property
     def digest(self) -> str:
-        """16 hex digits of SHA-256 over the kind of spec and every field."""
-        text = json.dumps([type(self).__name__, self.as_json()], sort_keys=True, ensure_ascii=False)
+        """16 hex digits of SHA-256 over the kind of spec and its identity."""
+        text = json.dumps([type(self).__name__, self.identity()], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -91,9 +96,10 @@ class CorpusSpec(Spec):
 
     name: str
     """Short name, used in artifact names, columns and tables."""
-    source: Literal["hub", "file", "embedded"]
+    source: Literal["hub", "file", "embedded", "python"]
     id: str
-    """Hub dataset id, path of a .jsonl/.parquet/.txt file, or the name of an embedded corpus."""
+    """Hub dataset id, path of a .jsonl/.parquet/.txt file, name of an embedded corpus, or `package.module:function`
+    that gives the documents."""
     format: Literal["text", "chat"] = "text"
     column: str = "text"
     subset: str | None = None
@@ -110,6 +116,89 @@ class Site(Spec):
     """Where activations are read: the residual stream at the output of one decoder block."""
 
     layer: int
+
+
+@dataclass(frozen=True)
+class TokensSpec(Spec):
+    """Which tokens of a corpus are read: the same for both sides of a pair, and for every finetune of one base."""
+
+    corpus: CorpusSpec
+    tokenizer: str
+    """Hash of the tokenizer with its special tokens and chat template."""
+    context: int = 1024
+    """Tokens read of each document."""
+    max_samples: int = 200_000
+    """Documents read."""
+    max_tokens: int = 50_000_000
+    """Tokens read; the document at the limit is cut there."""
+
+    def __post_init__(self) -> None:
+        for name in ("context", "max_samples", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise InvalidSetting(f"{name}={getattr(self, name)}; expected 1 or more")
+
+    def identity(self) -> Mapping[str, object]:
+        return _content(self.as_json())
+
+
+@dataclass(frozen=True)
+class CacheSpec(Spec):
+    """Residual streams of one side of a pair, stored for some tokens. Whatever changes a stored byte is in it.
+
+    The base side has no `finetuned`: its store is the same for every finetune of that base. Short names are left out of
+    the digest, and so are the places of what is pinned by its content: moving or renaming changes no activation.
+    """
+
+    tokens: TokensSpec
+    base: ModelSpec
+    finetuned: VariantSpec | None
+    layers: Sequence[int]
+    """Absolute, ascending."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """Of the stored values."""
+    skip_first: int = 1
+    """Leading positions of each document that are not kept; position 0 is an attention sink in most models."""
+    drop_bos: bool = True
+    """Leave out a beginning-of-sequence token, wherever `skip_first` would keep it."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("bfloat16", "float32", "float16"):
+            raise InvalidSetting(f"dtype '{self.dtype}'; expected bfloat16, float32 or float16")
+        if self.skip_first < 0:
+            raise InvalidSetting(f"skip_first={self.skip_first}; expected 0 or more")
+        if not self.layers:
+            raise InvalidSetting("no layers to store: give at least one")
+        object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+
+    @property
+    def side(self) -> Side:
+        return Side.BASE if self.finetuned is None else Side.FINETUNED
+
+    def identity(self) -> Mapping[str, object]:
+        return _content(self.as_json())
+
+    @classmethod
+    def from_json(cls, stored: Mapping) -> "CacheSpec":
+        """Inverse of `as_json`. Raises TypeError or KeyError for what another version wrote."""
+        tokens, finetuned = dict(stored["tokens"]), stored["finetuned"]
+        tokens["corpus"] = CorpusSpec(**tokens["corpus"])
+        return cls(
+            **{
+                **stored,
+                "tokens": TokensSpec(**tokens),
+                "base": ModelSpec(**stored["base"]),
+                "finetuned": None if finetuned is None else VariantSpec(**finetuned),
+            }
+        )
+
+
+def _content(value: Any) -> Any:
+    """JSON without short names, and without the places of what a content hash identifies."""
+    if not isinstance(value, Mapping):
+        return value
+    by_content = str(value.get("revision")).startswith("sha256:")
+    left_out = {"name", "bundled"} | ({"id"} if by_content else set())
+    return {key: _content(item) for key, item in value.items() if key not in left_out}
 
 
 def layer_at(depth: float | int, n_layers: int) -> int:

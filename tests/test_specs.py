@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing.errors import InvalidSetting
-from diffing.specs import CorpusSpec, ModelSpec, PairSpec, Site, Spec, VariantSpec, artifact_name, layer_at
+from diffing.specs import (
+    CacheSpec,
+    CorpusSpec,
+    ModelSpec,
+    PairSpec,
+    Site,
+    Spec,
+    TokensSpec,
+    VariantSpec,
+    artifact_name,
+    layer_at,
+)
 
 MODEL = ModelSpec("tiny", "org/tiny")
 LORA = VariantSpec("lora", "org/adapter")
@@ -17,6 +28,11 @@ STEERED = VariantSpec("steering_vector", "org/vector", layer=3)
 PAIR = PairSpec(MODEL, LORA, "cake_bake")
 CORPUS = CorpusSpec("fineweb", "hub", "org/fineweb")
 
+TOKENS = TokensSpec(CorpusSpec("web", "hub", "org/web", revision="c0ffee"), tokenizer="abc")
+CACHE = CacheSpec(
+    TOKENS, ModelSpec("tiny", "org/tiny", revision="f00d"), VariantSpec("lora", "org/adapter", revision="beef"), (1, 3)
+)
+KINDS = [kind for kind in Spec.__subclasses__() if kind.__module__ == Spec.__module__]
 CHANGES: list[tuple[Spec, dict[str, object]]] = [
     (
         MODEL,
@@ -60,13 +76,26 @@ CHANGES: list[tuple[Spec, dict[str, object]]] = [
         },
     ),
     (Site(3), {"layer": 4}),
+    (TOKENS, {"corpus": CORPUS, "tokenizer": "another", "context": 512, "max_samples": 7, "max_tokens": 7}),
+    (
+        CACHE,
+        {
+            "tokens": replace(TOKENS, context=512),
+            "base": ModelSpec("tiny", "org/other"),
+            "finetuned": None,
+            "layers": (1,),
+            "dtype": "float32",
+            "skip_first": 0,
+            "drop_bos": False,
+        },
+    ),
 ]
 SINGLE = [(spec, name, value) for spec, changes in CHANGES for name, value in changes.items()]
 
 
 def test_the_changes_below_cover_every_field_of_every_spec() -> None:
     changed = {(type(spec), name) for spec, name, _ in SINGLE}
-    assert changed == {(kind, field.name) for kind in Spec.__subclasses__() for field in fields(kind)}  # type: ignore[arg-type]
+    assert changed == {(kind, field.name) for kind in KINDS for field in fields(kind)}
 
 
 @pytest.mark.parametrize(("spec", "name", "value"), SINGLE, ids=lambda value: str(value)[:20])
@@ -157,3 +186,59 @@ def test_an_artifact_name_has_its_five_parts() -> None:
 def test_an_artifact_name_is_safe_in_paths_and_addresses(what: str, model: str, organism: str) -> None:
     pair = replace(PAIR, base=replace(MODEL, name=model), organism=organism)
     assert re.fullmatch(r"[A-Za-z0-9_.-]+", artifact_name("activations", what, pair))
+
+
+def changed(spec: object, path: str, value: object) -> CacheSpec:
+    """`spec` with the field at a dotted path replaced."""
+    name, _, rest = path.partition(".")
+    return replace(spec, **{name: changed(getattr(spec, name), rest, value) if rest else value})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("base.id", "org/other"), ("base.revision", "other"), ("base.subfolder", "part"), ("base.dtype", "bfloat16"),
+        ("base.attn_implementation", "eager"), ("finetuned.id", "org/other"), ("finetuned.revision", "other"),
+        ("finetuned.subfolder", "checkpoint-10"), ("finetuned", VariantSpec("full", "org/adapter", revision="beef")),
+        ("tokens.tokenizer", "another template"), ("tokens.context", 512), ("tokens.corpus.id", "org/other"),
+        ("tokens.corpus.subset", "de"), ("tokens.corpus.split", "validation"), ("tokens.corpus.column", "answer"),
+        ("tokens.corpus.format", "chat"), ("tokens.corpus.revision", "other"), ("tokens.corpus.max_documents", 7),
+        ("tokens.corpus.shuffle_seed", 43), ("tokens.corpus.streaming", True),
+    ],
+)  # fmt: skip
+def test_what_changes_an_activation_deep_in_a_spec_changes_the_digest_of_its_cache(path: str, value: object) -> None:
+    assert changed(CACHE, path, value).digest != CACHE.digest
+
+
+@pytest.mark.parametrize("path", ["base.name", "tokens.corpus.name", "base.bundled"])
+def test_a_short_name_changes_no_digest_of_a_cache(path: str) -> None:
+    assert changed(CACHE, path, "another name").digest == CACHE.digest
+
+
+def test_local_content_is_the_same_cache_wherever_it_lies() -> None:
+    def at(place: str, content: str) -> CacheSpec:
+        return replace(CACHE, base=ModelSpec("tiny", place, revision=content))
+
+    assert at("/here/model", "sha256:1").digest == at("/there/copy", "sha256:1").digest
+    assert at("/here/model", "sha256:1").digest != at("/here/model", "sha256:2").digest
+
+
+def test_the_base_side_is_one_cache_for_all_finetunes() -> None:
+    other = replace(CACHE, finetuned=VariantSpec("lora", "org/another"))
+    assert other.digest != CACHE.digest
+    assert replace(other, finetuned=None).digest == replace(CACHE, finetuned=None).digest
+    assert (CACHE.side, replace(CACHE, finetuned=None).side) == ("finetuned", "base")
+
+
+def test_a_cache_spec_survives_json() -> None:
+    for spec in (CACHE, replace(CACHE, finetuned=None)):
+        assert CacheSpec.from_json(json.loads(json.dumps(spec.as_json()))) == spec
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("layers", ()), ("skip_first", -1), ("tokens.context", 0), ("tokens.max_tokens", 0)],
+)
+def test_settings_of_a_cache_out_of_range_raise(path: str, value: object) -> None:
+    with pytest.raises(InvalidSetting):
+        changed(CACHE, path, value)

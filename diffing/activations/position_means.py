@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diffing.activations.streams import difference
 from diffing.axes import Side
 from diffing.errors import EmptyCorpus, InvalidSetting, NonFiniteActivations
 from diffing.models.pair import ModelPair
@@ -67,7 +68,7 @@ class _Sums:
         """Rows are left-aligned: column j holds position j of every text."""
         width = mask.shape[1]
         self.n_texts[:width] += mask.sum(0)
-        streams = {"base": base, "finetuned": finetuned, "difference": finetuned.float() - base.float()}
+        streams = {"base": base, "finetuned": finetuned, "difference": difference(base, finetuned)}
         for key, stream in streams.items():
             kept = stream.double().masked_fill(~mask[..., None], 0.0)
             self.vectors[key][:width] += kept.sum(0)
