@@ -1,8 +1,9 @@
-"""Where rows come from: the Hub through `datasets` (imported when needed), local files, and embedded corpora."""
+"""Where rows come from: the Hub through `datasets` (imported when needed), local files, embedded corpora, functions."""
 
 import hashlib
+import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -33,8 +34,8 @@ def open_rows(spec: CorpusSpec) -> RandomAccess | Iterable[Row]:
     Raises MissingInput, UnknownName, InvalidSetting or SchemaMismatch when the source is not what the spec says.
     """
     match spec.source:
-        case "embedded":
-            return _embedded(spec)
+        case "embedded" | "python":
+            return _held(spec)
         case "file":
             path = _existing(spec)
             match path.suffix:
@@ -48,8 +49,8 @@ def open_rows(spec: CorpusSpec) -> RandomAccess | Iterable[Row]:
 
 def content_hash(spec: CorpusSpec) -> str | None:
     """`sha256:` and 64 hex digits over what a spec reads from this machine; None for what the Hub holds."""
-    if spec.source == "embedded":
-        rows = _embedded(spec)
+    if spec.source in ("embedded", "python"):
+        rows = _held(spec)
         digest = hashlib.sha256()
         for index in range(len(rows)):
             digest.update(json.dumps(rows[index], sort_keys=True).encode() + b"\n")
@@ -75,10 +76,24 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _embedded(spec: CorpusSpec) -> Sequence[Row] | FileRows:
+def _held(spec: CorpusSpec) -> Sequence[Row] | FileRows:
+    """The rows of a corpus that this process holds: an embedded one, or what a function gives."""
+    if spec.source == "python":
+        return [{spec.column: document} for document in _function(spec)()]
     if spec.id not in EMBEDDED:
         raise UnknownName("embedded corpus", spec.id, sorted(EMBEDDED))
     return EMBEDDED[spec.id]()
+
+
+def _function(spec: CorpusSpec) -> Callable[[], Iterable[object]]:
+    module, colon, name = spec.id.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name) if colon else None
+    except (ImportError, AttributeError) as error:
+        raise MissingInput(f"corpus '{spec.name}': '{spec.id}' cannot be imported: {error}") from error
+    if not callable(found):
+        raise InvalidSetting(f"corpus '{spec.name}': id '{spec.id}'; expected package.module:function")
+    return found
 
 
 def _existing(spec: CorpusSpec) -> Path:
