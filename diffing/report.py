@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 _VIEWS = Literal["tokens", "samples", "heat"]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Colours of figures (Okabe and Ito): told apart by colour-blind eyes."""
+
+
+def slug(name: str) -> str:
+    """`name` as part of the lower_snake_case names that a report's entries have."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Steered beside unsteered samples of one model, all conditions of a prompt in the same batches."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +20,7 @@ class Condition:
     name: str
     kind: str
     strength: float
-    """In units of the mean residual norm; 0 is unsteered."""
+    """In the units that the method's table names; 0 is unsteered."""
     vector: Float[Tensor, " d_model"]
 
 
@@ -28,6 +30,42 @@ class Sample:
     condition: Condition
     index: int
     text: str
+
+    def as_row(self) -> dict[str, object]:
+        """The sample as a row of a table with the columns `SAMPLE_COLUMNS`."""
+        return {
+            "prompt": self.prompt,
+            "condition": self.condition.name,
+            "kind": self.condition.kind,
+            "strength": self.condition.strength,
+            "sample": self.index,
+            "text": self.text,
+        }
+
+
+SAMPLE_COLUMNS = {
+    "prompt": "user message",
+    "condition": "what was added to the residual stream, with its strength",
+    "kind": "unsteered, steered, or random (a random direction of the same length)",
+    "sample": "number of the sample, counted from 0",
+    "text": "the model's answer",
+}
+MIN_GAIN = 0.25
+"""A word counts as steered towards if so much larger a share of the steered answers uses it than of either control."""
+
+
+def words_steered_towards(steered: Sequence[str], controls: Sequence[Sequence[str]], most: int = 10) -> list[str]:
+    """Words that at least `MIN_GAIN` more of the steered texts use than of any control, as `word (share)`."""
+    shares, compared = _word_shares(steered), [_word_shares(texts) for texts in controls]
+    gain = {word: share - max(control.get(word, 0.0) for control in compared) for word, share in shares.items()}
+    found = sorted((word for word in gain if gain[word] >= MIN_GAIN), key=lambda word: (-gain[word], word))
+    return [f"{word} ({shares[word]:.0%})" for word in found[:most]]
+
+
+def _word_shares(texts: Sequence[str]) -> dict[str, float]:
+    """Share of the texts in which each word of three letters or more occurs."""
+    counts = Counter(word for text in texts for word in set(re.findall(r"[^\W\d_]{3,}", text.lower())))
+    return {word: count / len(texts) for word, count in counts.items()}
 
 
 def steered_samples(

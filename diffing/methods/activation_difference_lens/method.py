@@ -17,13 +17,13 @@ from torch import Tensor
 from diffing.activations.position_means import SKIPPED, PositionMeans, position_means
 from diffing.axes import Side
 from diffing.errors import InvalidSetting
-from diffing.lenses.logit_lens import TopTokens, logit_lens, top_tokens
-from diffing.lenses.patchscope import INTERSECTION, patchscope
+from diffing.lenses.patchscope import INTERSECTION
+from diffing.lenses.readouts import logit_lens_rows, patchscope_rows
 from diffing.lenses.steering import Condition, steered_samples
 from diffing.methods.activation_difference_lens import tables
 from diffing.methods.base import Study
 from diffing.models.generation import Sampling
-from diffing.report import Finding, NamedTensor, Report, Scalar, Table
+from diffing.report import Finding, NamedTensor, Report, Scalar, Table, slug
 from diffing.text.corpus import Corpus
 from diffing.text.windows import batches, token_sequences
 
@@ -51,6 +51,11 @@ class Reading:
         """The vectors of a source, rescaled to the mean residual norm of the finetuned model."""
         vectors = self.vectors[source]
         return vectors / vectors.norm(dim=-1, keepdim=True) * self.means.residual_norm
+
+    def labels(self, source: str) -> list[dict]:
+        """What each vector of a source is, as columns of the tables."""
+        where = {"corpus": self.corpus, "layer": self.means.layer, "source": source}
+        return [where | {"position": position} for position in self.positions]
 
 
 @dataclass(frozen=True)
@@ -166,40 +171,16 @@ class ActivationDifferenceLens:
 
     def _logit_lens(self, study: Study, reading: Reading, source: str) -> list[dict]:
         with study.pair.using(_reader(source)) as model:
-            promoted, suppressed = logit_lens(model, reading.vectors[source].to(study.pair.device), self.top)
-        return [
-            row | {"direction": direction}
-            for direction, found in (("promoted", promoted), ("suppressed", suppressed))
-            for row in self._token_rows(study, reading, source, found)
-        ]
+            return logit_lens_rows(
+                model, study.pair.tokenizer, reading.vectors[source], reading.labels(source), self.top
+            )
 
     def _patchscope(self, study: Study, reading: Reading, source: str) -> list[dict]:
-        """All scales of a source in one batch."""
-        vectors = reading.scaled(source).to(study.pair.device)
-        scaled = torch.cat([vectors * scale for scale in self.patchscope_scales])
         with study.pair.using(_reader(source)) as model:
-            scores = patchscope(model, study.pair.tokenizer, scaled, reading.means.layer, self.patchscope_intersection)
-        return [
-            row | {"scale": scale}
-            for scale, part in zip(self.patchscope_scales, scores.split(len(vectors)), strict=True)
-            for row in self._token_rows(study, reading, source, top_tokens(part, self.top))
-            if row["probability"] > 0
-        ]
-
-    def _token_rows(self, study: Study, reading: Reading, source: str, found: TopTokens) -> list[dict]:
-        return [
-            {
-                "corpus": reading.corpus,
-                "layer": reading.means.layer,
-                "source": source,
-                "position": position,
-                "rank": rank,
-                "token": study.pair.tokenizer.decode([token]),
-                "probability": probability,
-            }
-            for position, ids, probabilities in zip(reading.positions, found.ids, found.probabilities, strict=True)
-            for rank, (token, probability) in enumerate(zip(ids.tolist(), probabilities.tolist(), strict=True), 1)
-        ]
+            return patchscope_rows(
+                model, study.pair.tokenizer, reading.scaled(source), reading.labels(source), reading.means.layer,
+                self.patchscope_scales, self.patchscope_intersection, self.top,
+            )  # fmt: skip
 
     def _steer(self, study: Study, reading: Reading) -> list[dict]:
         layer, positions = reading.means.layer, self.steering_positions or [reading.telling]
@@ -214,20 +195,8 @@ class ActivationDifferenceLens:
                     model, study.pair.tokenizer, self.prompts, conditions, layer, self.samples_per_prompt, sampling,
                     self.steering_batch_size, advance,
                 )  # fmt: skip
-            rows += [
-                {
-                    "corpus": reading.corpus,
-                    "layer": layer,
-                    "position": position,
-                    "prompt": sample.prompt,
-                    "condition": sample.condition.name,
-                    "kind": sample.condition.kind,
-                    "strength": sample.condition.strength,
-                    "sample": sample.index,
-                    "text": sample.text,
-                }
-                for sample in samples
-            ]
+            where = {"corpus": reading.corpus, "layer": layer, "position": position}
+            rows += [where | sample.as_row() for sample in samples]
         return rows
 
     def _conditions(self, reading: Reading, position: int) -> list[Condition]:
@@ -274,7 +243,7 @@ def _scalars(readings: Sequence[Reading]) -> dict[str, Scalar]:
 def _tensors(readings: Sequence[Reading]) -> dict[str, NamedTensor]:
     """One [pos, d_model] tensor per corpus, layer and kind of mean, in float32."""
     return {
-        f"{tables.slug(reading.corpus)}_layer_{reading.means.layer}_{key}": NamedTensor(
+        f"{slug(reading.corpus)}_layer_{reading.means.layer}_{key}": NamedTensor(
             getattr(reading.means, key).float(),
             f"mean {key} of the residual stream on {reading.corpus}, layer {reading.means.layer}",
             ("pos", "d_model"),

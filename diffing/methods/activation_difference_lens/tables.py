@@ -1,8 +1,6 @@
 """How the Activation Difference Lens lays out its results: tables with their descriptions, figure and findings."""
 
 import json
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
@@ -10,21 +8,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from diffing.activations.position_means import PositionMeans
-from diffing.report import Figure, Finding, Table, View
+from diffing.lenses.readouts import TOKEN_COLUMNS, listed, own_tokens
+from diffing.lenses.steering import SAMPLE_COLUMNS, words_steered_towards
+from diffing.report import PALETTE, Figure, Finding, Table, View
 
 Measured = Sequence[tuple[str, PositionMeans]]
 """(corpus, means) of every reading."""
 
-MIN_GAIN = 0.25
-"""A word counts as steered towards if so much larger a share of the steered answers uses it than of either control."""
-_COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)  # Okabe and Ito: safe for colour-blind eyes
 _WHERE = {
     "corpus": "corpus whose texts were read",
     "layer": "decoder block, absolute, counted from 0",
@@ -32,14 +22,8 @@ _WHERE = {
 }
 _TOKEN = {
     "source": "what was read: the mean difference (finetuned - base), the mean of one side, or a random direction",
-    "rank": "place in the readout, 1 is the likeliest",
-    "token": "decoded token, white space kept",
+    **TOKEN_COLUMNS,
 }
-
-
-def slug(name: str) -> str:
-    """`name` as part of a lower_snake_case name."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def position_table(measured: Measured) -> Table:
@@ -111,12 +95,8 @@ def steering_table(rows: Sequence[Mapping[str, object]]) -> Table:
         "Answers of the finetuned model, unsteered, with the mean difference added, and with a random direction added",
         _WHERE
         | {
-            "prompt": "user message",
-            "condition": "what was added to the residual stream, with its strength",
-            "kind": "unsteered, steered (mean difference) or random (random direction of the same length)",
+            **SAMPLE_COLUMNS,
             "strength": "length of the added vector (mean residual norms)",
-            "sample": "number of the sample, counted from 0",
-            "text": "the model's answer",
         },
         View("samples", "text", group=("prompt", "position", "layer", "corpus"), compare="condition"),
     )
@@ -127,11 +107,7 @@ def finding(corpus: str, means: PositionMeans, position: int, readouts: Mapping[
     base's mean nor from a random direction."""
     shift = float(means.difference[position].norm() / means.norm_base[position])
     read = {name: _own_tokens(table.frame, corpus, means.layer, position) for name, table in readouts.items()}
-    words = "; ".join(
-        f"the {name.replace('_', ' ')} reads "
-        + (", ".join(repr(token) for token in rows["token"]) or "nothing of its own")
-        for name, rows in read.items()
-    )
+    words = "; ".join(f"the {name.replace('_', ' ')} reads {listed(rows['token'])}" for name, rows in read.items())
     return Finding(
         f"On {corpus}, layer {means.layer}, position {position}, the finetune moves the residual stream by "
         f"{shift:.1%} of its norm, with consistency {float(means.consistency[position]):.2f} over "
@@ -141,35 +117,24 @@ def finding(corpus: str, means: PositionMeans, position: int, readouts: Mapping[
     )
 
 
-def _own_tokens(frame: pd.DataFrame, corpus: str, layer: int, position: int, most: int = 12) -> pd.DataFrame:
+def _own_tokens(frame: pd.DataFrame, corpus: str, layer: int, position: int) -> pd.DataFrame:
     """Rows of the difference's readout whose tokens neither the base's mean nor a random direction shows too."""
-    here = frame[(frame["corpus"] == corpus) & (frame["layer"] == layer) & (frame["position"] == position)]
-    if "direction" in here.columns:
-        here = here[here["direction"] == "promoted"]
-    if "scale" in here.columns:
-        here = here[here["scale"] == min(here["scale"].unique(), key=lambda scale: abs(scale - 1.0))]
-    shared = here[here["source"].isin(["base", "random"])]["token"]
-    own = here[(here["source"] == "difference") & ~here["token"].isin(shared) & (here["token"].str.strip() != "")]
-    return own.head(most)
+    here = (frame["corpus"] == corpus) & (frame["layer"] == layer) & (frame["position"] == position)
+    mine, controls = here & (frame["source"] == "difference"), here & frame["source"].isin(["base", "random"])
+    return own_tokens(frame, mine, controls, most=12)
 
 
 def steering_findings(steering: Table) -> list[Finding]:
     """Per steered position, the words that steered answers use and the unsteered and randomly steered ones do not."""
     found = []
     for (corpus, layer, position), frame in steering.frame.groupby(["corpus", "layer", "position"]):
-        shares = {kind: _word_shares(rows["text"]) for kind, rows in frame.groupby("kind")}
-        controls = [shares["unsteered"], shares["random"]]
-        gain = {
-            word: share - max(control.get(word, 0.0) for control in controls)
-            for word, share in shares["steered"].items()
-        }
-        words = sorted((word for word in gain if gain[word] >= MIN_GAIN), key=lambda word: (-gain[word], word))[:10]
-        listed = ", ".join(f"{word} ({shares['steered'][word]:.0%})" for word in words)
+        texts = {kind: list(rows["text"]) for kind, rows in frame.groupby("kind")}
+        words = words_steered_towards(texts["steered"], [texts["unsteered"], texts["random"]])
         where = (
             f"Steered by the difference on {corpus} (layer {layer}, position {position}), answers to neutral prompts"
         )
         claim = (
-            f"{where} speak of {listed}; unsteered and randomly steered answers do not, or far less often."
+            f"{where} speak of {', '.join(words)}; unsteered and randomly steered answers do not, or far less often."
             if words
             else f"{where} share no words that unsteered and randomly steered answers lack."
         )
@@ -177,16 +142,10 @@ def steering_findings(steering: Table) -> list[Finding]:
     return found
 
 
-def _word_shares(texts: pd.Series) -> dict[str, float]:
-    """Share of the texts in which each word of three letters or more occurs."""
-    counts = Counter(word for text in texts for word in set(re.findall(r"[^\W\d_]{3,}", text.lower())))
-    return {word: count / len(texts) for word, count in counts.items()}
-
-
 def norm_figure(measured: Measured) -> Figure:
     """Relative shift and consistency by position, one colour per corpus and layer, and the consistency of chance."""
     figure = go.Figure()
-    for (corpus, means), colour in zip(measured, cycle(_COLOURS), strict=False):
+    for (corpus, means), colour in zip(measured, cycle(PALETTE), strict=False):
         shift = (means.difference.norm(dim=-1) / means.norm_base).tolist()
         label = f"{corpus}, layer {means.layer}" if len({name for name, _ in measured}) > 1 else f"layer {means.layer}"
         figure.add_scatter(y=shift, name=f"{label}: shift", mode="lines+markers", line={"color": colour})
