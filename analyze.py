@@ -12,16 +12,13 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from diffing.entry import console, setup
+from diffing.entry import console, learners, setup
 from diffing.entry.choices import check_choices
 from diffing.entry.provenance import provenance
 from diffing.html.page import write
-from diffing.methods.base import DiffingMethod, Study
-from diffing.models.pair import ModelPair
-from diffing.models.sources import pin
+from diffing.methods.base import DiffingMethod, LearningMethod
 from diffing.report import Report
 from diffing.specs import JSON, artifact_name
-from diffing.text import corpus
 from trackers import ArtifactRef, Kind, Tracker
 
 
@@ -30,20 +27,28 @@ def main(config: DictConfig) -> None:
     console.set_up_logging()
     with console.errors_without_traceback():
         method: DiffingMethod = instantiate(config.diffing.method, _convert_="object")
-        pair = ModelPair(pin(setup.pair_spec(config)), config.device)
-        corpora = [corpus.Corpus(corpus.pin(spec)) for spec in setup.corpus_specs(config)]
-        study = Study(pair, corpora, config.seed, console.Bars())
+        study = setup.study(config)
         with setup.tracker(config, job="analyze") as tracker:
             started = time.monotonic()
+            used: list[ArtifactRef] = []
+            if isinstance(method, LearningMethod):
+                study, used = learners.with_caches(config, study, tracker)
+                study, learner = learners.with_learners(config, method, study, tracker, used)
+                used.append(learner)
             report = method.run(study)
             report = report.with_provenance(
-                provenance(seed=config.seed, device=str(pair.device), seconds=time.monotonic() - started, uses=[])
+                provenance(
+                    seed=config.seed,
+                    device=str(study.pair.device),
+                    seconds=time.monotonic() - started,
+                    uses=[str(ref) for ref in used],
+                )
             )
             ref = publish(report, tracker)
             page = Path(config.html_dir) / f"{ref.name}-v{ref.version}.html"
             write(report, page)
             console.summary(
-                f"{method.name} on {pair.spec.base.name} and {pair.spec.organism}",
+                f"{method.name} on {study.pair.spec.base.name} and {study.pair.spec.organism}",
                 {"report": str(ref), "run": tracker.describe(), "page": str(page.resolve())},
                 [finding.claim for finding in report.findings],
             )

@@ -164,7 +164,7 @@ def save(adapted: PeftModel, folder: Path) -> Path:
 
 def base_model() -> ModelSpec:
     """The model that the demo organisms are finetunes of: `model=smollm2_135m`."""
-    settings = yaml.safe_load((CONF / "model" / "smollm2_135m.yaml").read_text("utf-8"))
+    settings = yaml.safe_load((CONF / "model" / "smollm2_135m.yaml").read_text("utf-8"))["model"]
     return ModelSpec(**{key: value for key, value in settings.items() if key != "_target_"})
 
 

@@ -26,7 +26,7 @@ class Bars:
     """Progress of a method as one bar per stage, with the time it took and the time that is left."""
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Advance]:
+    def stage(self, title: str, total: int | None) -> Iterator[Advance]:
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left:"), TimeRemainingColumn(),

@@ -8,8 +8,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from diffing.entry.choices import choose_variant
+from diffing.entry.console import Bars
 from diffing.errors import InvalidSetting
+from diffing.methods.base import Study
+from diffing.models.pair import ModelPair
+from diffing.models.sources import pin
 from diffing.specs import CorpusSpec, PairSpec
+from diffing.text.corpus import Corpus
+from diffing.text.corpus import pin as pin_corpus
 from trackers import LocalTracker, Tracker, WandbTracker, auto_tracker
 
 log = logging.getLogger(__name__)
@@ -30,6 +36,20 @@ def pair_spec(config: DictConfig) -> PairSpec:
 def corpus_specs(config: DictConfig) -> list[CorpusSpec]:
     """The corpora chosen by `corpus=`, in that order."""
     return [instantiate(corpus, _convert_="object") for corpus in config.corpora.values()]
+
+
+def study(config: DictConfig) -> Study:
+    """The pair and the corpora, pinned; nothing of them is loaded yet."""
+    pair = ModelPair(pin(pair_spec(config)), config.device)
+    corpora = [Corpus(pin_corpus(spec)) for spec in corpus_specs(config)]
+    return Study(pair, corpora, config.seed, Bars())
+
+
+def training_corpus(config: DictConfig) -> CorpusSpec | None:
+    """The organism's training data, if its config names them and `preprocessing.training_corpus` asks for them."""
+    if not config.preprocessing.training_corpus or config.organism.training_corpus is None:
+        return None
+    return instantiate(config.organism.training_corpus, _convert_="object")
 
 
 def tracker(config: DictConfig, job: str) -> Tracker:

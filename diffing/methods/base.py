@@ -1,16 +1,25 @@
 """What a method is, and what it may look at.
 
 A method is a frozen dataclass whose fields are its settings; `run` computes and returns a Report, and does no I/O.
+A method that reads activation caches through learners has a `fit` too, which computes and returns the learners.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
+from diffing.activations.store import ActivationCache
+from diffing.errors import UnknownName
+from diffing.learners.base import Learner, load_learner
 from diffing.models.pair import ModelPair
 from diffing.report import Report
+from diffing.specs import JSON
 from diffing.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 Advance = Callable[[int], object]
 """Told how many units of work were just finished."""
@@ -18,27 +27,37 @@ Advance = Callable[[int], object]
 
 @runtime_checkable
 class Progress(Protocol):
-    """Shows a person what is being done and how long it will take."""
+    """Shows a person what is being done and how long it will take; `total` is None where nobody can know it."""
 
-    def stage(self, title: str, total: int) -> AbstractContextManager[Advance]: ...
+    def stage(self, title: str, total: int | None) -> AbstractContextManager[Advance]: ...
 
 
 class Silent:
     """Progress that nobody watches."""
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Advance]:
+    def stage(self, title: str, total: int | None) -> Iterator[Advance]:
         yield lambda units: None
 
 
 @dataclass(frozen=True)
 class Study:
-    """All a method may look at. The pair's weights and the corpora are opened on first touch."""
+    """All a method may look at. The pair's weights, the corpora, caches and learners are opened on first touch."""
 
     pair: ModelPair
     corpora: Sequence[Corpus]
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
+    caches: Sequence[ActivationCache] = ()
+    """One per corpus whose activations are stored."""
+    learners: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of what was fitted, by the names that `fit` gave."""
+
+    def learner(self, name: str) -> Learner:
+        """The learner of that name, loaded."""
+        if name not in self.learners:
+            raise UnknownName("learner", name, list(self.learners))
+        return load_learner(self.learners[name])
 
 
 class DiffingMethod(Protocol):
@@ -47,3 +66,20 @@ class DiffingMethod(Protocol):
     name: ClassVar[str]
 
     def run(self, study: Study) -> Report: ...
+
+
+@runtime_checkable
+class LearningMethod(Protocol):
+    """A method that reads caches through learners, which it fits first."""
+
+    name: ClassVar[str]
+
+    def run(self, study: Study) -> Report: ...
+
+    def learner_settings(self) -> Mapping[str, JSON]:
+        """Those of its settings that the learners depend on: with the caches and the seed they identify them."""
+        ...
+
+    def fit(self, study: Study, logger: "Logger | None") -> Mapping[str, Learner]:
+        """Fits what `run` will ask `study` for, from `study.caches`; empty where there is nothing to fit."""
+        ...
