@@ -6,46 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 
 from diffing.activations.store import MANIFEST
 from diffing.entry import caches, learners, setup
-from diffing.entry.choices import CONF
 from diffing.errors import InvalidSetting, MissingInput, SchemaMismatch
-from diffing.methods.base import Study
 from tests import tiny
-from trackers import ArtifactRef, Kind, LocalTracker
+from tests.entry.preparing import composed, overrides_of, prepared
+from trackers import Kind, LocalTracker
 
 NAME = "learner-pca-smollm2_135m-demo_nautical-default"
 
 
 @pytest.fixture
 def overrides(base_folder: Path, adapter_folder: Path, tmp_path: Path) -> list[str]:
-    """A tiny LoRA pair under the name of a real model and organism."""
-    text = tmp_path / "texts.txt"
-    text.write_text("\n\n".join(tiny.TEXTS), "utf-8")
-    return [
-        "diffing/method=pca", "organism=demo_nautical", "tracker=local", f"tracker.root={tmp_path / 'store'}",
-        "corpus=[file]", f"corpora.file.id={text}", f"model.id={base_folder}", "model.bundled=null", "device=cpu",
-        f"organism.variants.default.smollm2_135m.id={adapter_folder}", "preprocessing.layers=[1,2]",
-        f"infrastructure.activations_dir={tmp_path / 'activations'}", "diffing.method.n_components=4",
-    ]  # fmt: skip
-
-
-def composed(overrides: list[str], *more: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base=None):
-        return compose("train", [*overrides, *more])
-
-
-def prepared(config: DictConfig) -> tuple[Study, list[ArtifactRef], ArtifactRef]:
-    """What a run has before its method starts, and the versions that were used."""
-    method = instantiate(config.diffing.method, _convert_="object")
-    with setup.tracker(config, job="test") as tracker:
-        study, used = learners.with_caches(config, setup.study(config), tracker)
-        study, learner = learners.with_learners(config, method, study, tracker, used)
-    return study, used, learner
+    return overrides_of(base_folder, adapter_folder, tmp_path)
 
 
 def store(tmp_path: Path) -> LocalTracker:
