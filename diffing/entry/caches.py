@@ -6,6 +6,7 @@ spec they are, and the size and checksum of each of their files.
 
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,6 +57,14 @@ class Infrastructure:
                 f"{self.shards - 1}: each of {self.shards} processes gets its own"
             )
 
+    @classmethod
+    def of(cls, config: DictConfig) -> "Infrastructure":
+        """From `infrastructure`. A task of an array that shares no work (one of a sweep, say) does all of its own."""
+        settings = plain(config.infrastructure)
+        if settings["shard"] is None:
+            settings["shard"] = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0)) if settings["shards"] > 1 else 0
+        return cls(**settings)
+
     @property
     def root(self) -> Path:
         return Path(self.activations_dir).absolute()
@@ -91,7 +100,7 @@ def prepare(
 
     Raises MissingInput in mode `diffing`, and where parts that other processes collect are still missing.
     """
-    infrastructure = Infrastructure(**plain(config.infrastructure))
+    infrastructure = Infrastructure.of(config)
     prepared, waiting = [], []
     for corpus in corpora:
         specs = cache_specs(config, pair, corpus.spec)

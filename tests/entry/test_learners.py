@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 
 from diffing.activations.store import MANIFEST
 from diffing.entry import caches, learners, setup
+from diffing.entry.caches import Infrastructure
 from diffing.errors import InvalidSetting, MissingInput, SchemaMismatch
 from tests import tiny
 from tests.entry.preparing import composed, overrides_of, prepared
@@ -72,6 +73,15 @@ def test_two_processes_share_the_collecting(overrides: list[str], tmp_path: Path
         prepared(composed(overrides, *parts, "infrastructure.shard=0"))
     study, _, _ = prepared(composed(overrides, *parts, "infrastructure.shard=1"))
     assert len(study.caches[0].base.shards) > 1
+
+
+def test_a_slurm_array_task_knows_its_part_and_a_task_of_a_sweep_has_none(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert Infrastructure.of(composed(overrides, "infrastructure.shards=8")).shard == 3
+    assert Infrastructure.of(composed(overrides)).shard == 0
+    assert Infrastructure.of(composed(overrides, "infrastructure.shards=8", "infrastructure.shard=5")).shard == 5
 
 
 @pytest.mark.parametrize(
