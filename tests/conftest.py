@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers.utils import logging as transformers_logging
 
 from diffing.demo.train import base_model
@@ -19,6 +20,8 @@ from diffing.specs import PairSpec, VariantSpec
 from tests import tiny
 
 transformers_logging.disable_progress_bar()
+settings.register_profile("untimed", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("untimed")
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 SMOLLM2 = base_model()
