@@ -132,14 +132,16 @@ def test_strength_one_is_the_largest_projection_in_that_direction(
 ) -> None:
     report = METHOD.run(study_of(identical_pair, [planted], tmp_path, METHOD))
     components, samples = report.tables["components"].frame, report.tables["steering"].frame
-    length = samples.groupby("condition")["length"].first()
-    assert length["component 0 +, strength 1"] == pytest.approx(components.loc[0, "largest"], rel=1e-4)
-    assert length["component 0 -, strength 1"] == pytest.approx(-components.loc[0, "smallest"], rel=1e-4)
-    assert length["component 0 -, strength 2"] == pytest.approx(-2 * components.loc[0, "smallest"], rel=1e-4)
-    assert length["random direction"] == pytest.approx(length.max(), rel=1e-4)
-    assert length["unsteered"] == 0
-    counts = samples.groupby(["prompt", "condition"]).size()
-    assert len(counts) == len(METHOD.prompts) * (2 + 3 * len(METHOD.strengths))
+    length = samples.groupby(["direction", "condition"])["length"].first()
+    assert length["component 0 +", "strength 1"] == pytest.approx(components.loc[0, "largest"], rel=1e-4)
+    assert length["component 0 -", "strength 1"] == pytest.approx(-components.loc[0, "smallest"], rel=1e-4)
+    assert length["component 0 -", "strength 2"] == pytest.approx(-2 * components.loc[0, "smallest"], rel=1e-4)
+    for direction in ("mean", "component 0 +", "component 0 -"):
+        assert length[direction, "random direction"] == pytest.approx(length[direction, "strength 2"], rel=1e-4)
+        assert length[direction, "unsteered"] == 0
+    assert len(samples) == len(METHOD.prompts) * 3 * (2 + len(METHOD.strengths))
+    unsteered = samples[samples["kind"] == "unsteered"]
+    assert (unsteered.groupby("prompt")["text"].nunique() == 1).all()
 
 
 @pytest.mark.parametrize("target", ["base", "finetuned"])

@@ -95,7 +95,7 @@ class PrincipalComponents:
     """Depths, among the analysed ones, whose directions steer."""
     steered: int = 2
     """Components, of the first, that steer, besides the mean."""
-    strengths: Sequence[float] = (1.0, 2.0)
+    strengths: Sequence[float] = (0.5, 1.0)
     """Steering strengths, in units of the largest projection met in that direction."""
     samples_per_prompt: int = 1
     max_new_tokens: int = 48
@@ -257,6 +257,7 @@ class PrincipalComponents:
         return torch.stack([vector for _, _, vector in named]), labels
 
     def _steer(self, study: Study, reading: Reading) -> list[dict]:
+        """Per direction: unsteered answers (the same for all), steered ones, and randomly steered ones."""
         conditions = self._conditions(study, reading)
         total = len(self.prompts) * len(conditions) * self.samples_per_prompt
         sampling = Sampling(self.max_new_tokens, self.temperature, seed=study.seed)
@@ -267,30 +268,37 @@ class PrincipalComponents:
                 self.steering_batch_size, advance,
             )  # fmt: skip
         length = {condition.name: float(condition.vector.norm()) for condition in conditions}
-        return [
-            {"layer": reading.layer, **sample.as_row(), "length": length[sample.condition.name]} for sample in samples
-        ]
+        directions = [name for name, _, _ in self._directions(reading)]
+        rows = []
+        for sample in samples:
+            direction, _, condition = sample.condition.name.rpartition(": ")
+            row = {"layer": reading.layer, **sample.as_row(), "length": length[sample.condition.name]}
+            rows += [
+                row | {"direction": each, "condition": condition} for each in ([direction] if direction else directions)
+            ]
+        return rows
 
-    def _conditions(self, study: Study, reading: Reading) -> list[Condition]:
-        """Unsteered; the mean and each end of the components at each strength; a random direction as long as any."""
-        directions = [(tables.MEAN, reading.mean_direction, reading.largest(0, smallest=False))]
+    def _directions(self, reading: Reading) -> list[tuple[str, Float[Tensor, " d_model"], float]]:
+        """(name, unit vector, largest projection met) of what steers: the mean, and both ends of components."""
+        found = [(tables.MEAN, reading.mean_direction, reading.largest(0, smallest=False))]
         for number, component in enumerate(reading.pca.components[: self.steered]):
             for sign in (1, -1):
-                unit = reading.largest(number + 1, smallest=sign < 0)
-                directions.append((tables.component(number, sign), sign * component, unit))
-        steered = [
-            Condition(f"{name}{tables.TIMES}{strength:g}", "steered", strength, strength * unit * direction)
-            for name, direction, unit in directions
-            for strength in self.strengths
-        ]
-        longest = max(float(condition.vector.norm()) for condition in steered)
+                largest = reading.largest(number + 1, smallest=sign < 0)
+                found.append((tables.component(number, sign), sign * component, largest))
+        return found
+
+    def _conditions(self, study: Study, reading: Reading) -> list[Condition]:
+        """Unsteered; then each direction at each strength, and a random one as long as its longest."""
         generator = torch.Generator().manual_seed(study.seed)
-        random = torch.nn.functional.normalize(torch.randn(reading.base_mean.shape, generator=generator), dim=0)
-        return [
-            Condition("unsteered", "unsteered", 0.0, torch.zeros_like(random)),
-            *steered,
-            Condition(tables.RANDOM, "random", max(self.strengths), longest * random),
-        ]
+        conditions = [Condition("unsteered", "unsteered", 0.0, torch.zeros_like(reading.base_mean))]
+        for name, direction, largest in self._directions(reading):
+            for strength in self.strengths:
+                vector = strength * largest * direction
+                conditions.append(Condition(f"{name}: strength {strength:g}", "steered", strength, vector))
+            random = torch.nn.functional.normalize(torch.randn(direction.shape, generator=generator), dim=0)
+            most = max(self.strengths)
+            conditions.append(Condition(f"{name}: {tables.RANDOM}", "random", most, most * largest * random))
+        return conditions
 
     def _findings(
         self,

@@ -21,8 +21,6 @@ from diffing.report import PALETTE, Figure, Finding, Table, View
 
 MEAN, BASE_MEAN, RANDOM = "mean", "base mean", "random direction"
 ALL = "all"
-TIMES = ", strength "
-"""Between the name of a direction and its strength."""
 HEAVY_TAIL = 100
 """Kurtosis from which a component is said to be carried by few tokens."""
 _LAYER = {"layer": "decoder block, absolute, counted from 0"}
@@ -170,18 +168,19 @@ def example_table(
 
 
 def steering_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    columns = [*_LAYER, *SAMPLE_COLUMNS, "strength", "length"]
+    columns = [*_LAYER, "direction", *SAMPLE_COLUMNS, "strength", "length"]
     return Table(
         pd.DataFrame(rows, columns=columns),
-        "Answers of the finetuned model, unsteered, with a direction added, and with a random direction added",
+        "Answers of the finetuned model, unsteered, with a direction added, and with a random direction of its length",
         _LAYER
         | SAMPLE_COLUMNS
         | {
-            "strength": "length of the added vector, in units of the largest projection met in its direction (of the "
-            "random direction: as long as the longest of the others)",
+            "direction": "what steered the answers: the mean or one end of a component (unsteered answers stand beside "
+            "each, and are the same)",
+            "strength": "length of the added vector, in units of the largest projection met in the direction",
             "length": "L2 norm of the added vector (residual stream units)",
         },
-        View("samples", "text", group=("prompt", "layer"), compare="condition"),
+        View("samples", "text", group=("prompt", "direction", "layer"), compare="condition"),
     )
 
 
@@ -236,20 +235,18 @@ def component_findings(measured: Mapping[str, Table], read: int) -> list[Finding
 def steering_findings(steering: Table) -> list[Finding]:
     """Per layer and direction, the words that steered answers use, and unsteered and randomly steered ones do not."""
     found = []
-    for layer, frame in steering.frame.groupby("layer"):
-        controls = [list(frame[frame["kind"] == kind]["text"]) for kind in ("unsteered", "random")]
-        steered = frame[frame["kind"] == "steered"]
-        for direction, rows in steered.groupby(steered["condition"].str.rsplit(TIMES, n=1).str[0], sort=False):
-            words = words_steered_towards(list(rows["text"]), controls)
-            if words:
-                found.append(
-                    Finding(
-                        f"Steered by the {direction} of layer {layer}, answers to neutral prompts speak of "
-                        f"{', '.join(words)}; unsteered and randomly steered answers do not, or far less often.",
-                        "steering",
-                        [int(row) for row in rows.index[:6]],
-                    )
+    for (layer, direction), frame in steering.frame.groupby(["layer", "direction"], sort=False):
+        texts = {kind: list(rows["text"]) for kind, rows in frame.groupby("kind")}
+        words = words_steered_towards(texts["steered"], [texts["unsteered"], texts["random"]])
+        if words:
+            found.append(
+                Finding(
+                    f"Steered by the {direction} of layer {layer}, answers to neutral prompts speak of "
+                    f"{', '.join(words)}; unsteered and randomly steered answers do not, or far less often.",
+                    "steering",
+                    [int(row) for row in frame.index[frame["kind"] == "steered"][:6]],
                 )
+            )
     return found
 
 
