@@ -204,6 +204,14 @@ def test_every_organism_and_method_composes_and_instantiates(organism: str, meth
         assert plain(config)["organism"]["description"]
 
 
+def test_a_model_may_say_how_its_activations_are_cached() -> None:
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose("train", ["diffing/method=pca", "organism=none"])
+        assert (config.preprocessing.layers, config.infrastructure.shard_mib) == ([0.5, 0.97], 32)
+        overridden = compose("train", ["diffing/method=pca", "organism=none", "preprocessing.layers=[3]"])
+        assert overridden.preprocessing.layers == [3]
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_has_options(group: str) -> None:
     assert options(group)
