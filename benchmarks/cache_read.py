@@ -6,12 +6,12 @@ Writes a cache of bfloat16 pairs (d_model 576) and the same bytes as a plain fil
 interleaved rounds, batches of 2048 rows. Prints the medians, their ratio to two sequential reads through a memmap,
 and the peak memory of one epoch over a corpus of a quarter of the rows and over all of them, each in a process of its
 own (Linux). One sequential read gives an array per batch, which its user may keep, as the loader does; the other copies
-every batch into one buffer, which never leaves the processor's cache: the limit of what memory gives. To be held:
-half of the sequential rate, ten times a row at a time, 400 000 pairs a second, flat memory.
+every batch into one buffer, which never leaves the processor's cache. A gather of random rows from a pool in memory,
+without any file, shows what shuffling itself costs: no loader that shuffles rows is faster. To be held: half of the
+sequential rate, ten times a row at a time, 400 000 pairs a second, flat memory.
 """
 
 import argparse
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,8 +22,10 @@ from statistics import median
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from diffing.activations.loader import ShuffledRows
+from benchmarks.peak import own_peak_mib
+from diffing.activations.loader import POOL_ROWS, ShuffledRows
 from diffing.activations.store import ActivationCache
 from tests.activations.stores import write_cache
 
@@ -31,7 +33,8 @@ LAYER, D_MODEL, BATCH, DOCUMENT_ROWS, SHARD_DOCUMENTS = 0, 576, 2048, 500, 200
 ROW_BYTES = 2 * 2 * D_MODEL
 SINGLE_ROWS = 20_000
 SHUFFLED, SINGLE = "shuffled batches", "shuffled, one row at a time"
-SEQUENTIAL, LIMIT = "sequential, memmap, an array per batch", "sequential, memmap, into one buffer"
+SEQUENTIAL, BUFFER = "sequential, memmap, an array per batch", "sequential, memmap, into one buffer"
+GATHER = "random rows of a pool in memory"
 
 
 def write(root: Path, n_rows: int) -> ActivationCache:
@@ -55,7 +58,7 @@ def sequential(path: Path) -> int:
     return sum(len(np.array(mapped[start : start + BATCH])) for start in range(0, len(mapped), BATCH))
 
 
-def limit(path: Path) -> int:
+def buffered(path: Path) -> int:
     """The same into one array."""
     mapped = np.memmap(path, np.uint16, "r").reshape(-1, 2 * D_MODEL)
     kept = np.empty((BATCH, 2 * D_MODEL), np.uint16)
@@ -63,6 +66,14 @@ def limit(path: Path) -> int:
         part = mapped[start : start + BATCH]
         np.copyto(kept[: len(part)], part)
     return len(mapped)
+
+
+def gather(base: Tensor, finetuned: Tensor) -> int:
+    """Batches of random rows of both sides."""
+    order = torch.randperm(len(base))
+    for rows in order.split(BATCH):
+        assert len(base.index_select(0, rows)) == len(finetuned.index_select(0, rows))
+    return len(order)
 
 
 def single(cache: ActivationCache) -> int:
@@ -85,11 +96,13 @@ def rate(read: Callable[[], int]) -> float:
 def speed(cache: ActivationCache, plain: Path, rounds: int) -> None:
     """Prints the table of rates."""
     loader = ShuffledRows([cache], LAYER, BATCH)
+    pool = [torch.randn(POOL_ROWS, D_MODEL).bfloat16() for _ in range(2)]
     reads: dict[str, Callable[[], int]] = {
         SHUFFLED: lambda: shuffled(loader),
         SINGLE: lambda: single(cache),
         SEQUENTIAL: lambda: sequential(plain),
-        LIMIT: lambda: limit(plain),
+        BUFFER: lambda: buffered(plain),
+        GATHER: lambda: gather(*pool),
     }
     found: dict[str, list[float]] = {name: [] for name in reads}
     seconds, stalls = 0.0, 0.0
@@ -100,11 +113,14 @@ def speed(cache: ActivationCache, plain: Path, rounds: int) -> None:
             if name == SHUFFLED and number:
                 seconds += time.perf_counter() - since
                 stalls += loader.stall_seconds - stalled
-    print("| read | pairs/s | GB/s | share of an array per batch | share of one buffer |\n|---|---|---|---|---|")
+    print(
+        "| read | pairs/s | GB/s | of an array per batch | of one buffer | of the gather |\n|---|---|---|---|---|---|"
+    )
     for name in reads:
         middle = median(found[name][1:])
         shares = (
-            median([a / b for a, b in zip(found[name], found[other], strict=True)][1:]) for other in (SEQUENTIAL, LIMIT)
+            median([a / b for a, b in zip(found[name], found[other], strict=True)][1:])
+            for other in (SEQUENTIAL, BUFFER, GATHER)
         )
         told = " | ".join(f"{share:.3f}" for share in shares)
         print(f"| {name} | {middle:,.0f} | {middle * ROW_BYTES / 1e9:.2f} | {told} |")
@@ -128,9 +144,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if chosen.epoch is not None:
         shuffled(ShuffledRows([ActivationCache(*chosen.epoch)], LAYER, BATCH))
-        # Not getrusage: its peak counts the process that started this one.
-        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        print(int(peak[1]) / 1024 if peak else float("nan"))
+        print(own_peak_mib())
         return
     with tempfile.TemporaryDirectory(dir=chosen.folder) as root:
         caches = []

@@ -12,7 +12,6 @@ chats. Everything takes turns within a round; ratios are medians over rounds.
 """
 
 import argparse
-import resource
 import shutil
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.peak import own_peak_mib
 from diffing.activations.collect import collect
 from diffing.activations.plan import kept_rows, length_batches, rows_per_shard, split
 from diffing.activations.tokens import Tokens, tokenise, tokenizer_digest
@@ -153,7 +153,7 @@ def collect_first_layer(times: int, folder: Path) -> None:
     mean = sum(islice(lengths(), 10_000)) / 10_000 * 1.3
     tokens, specs = prepared(folder, pair, round(times * MEMORY_TOKENS / mean), (0,))
     collect(pair, tokens, specs, folder, batch_tokens=BATCH_TOKENS, shard_mib=MEMORY_SHARD_MIB)
-    print(tokens.n_tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(tokens.n_tokens, own_peak_mib())
 
 
 def main() -> None:
@@ -163,13 +163,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--skip-memory", action="store_true")
+    parser.add_argument("--skip-speed", action="store_true")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.peak:
             collect_first_layer(options.peak, Path(folder))
             return
-        speed(options, Path(folder))
+        if not options.skip_speed:
+            speed(options, Path(folder))
     if not options.skip_memory:
         once, four = peak_mib(1), peak_mib(4)
         print(f"\npeak memory: {once:.0f} MiB for {MEMORY_TOKENS} tokens, {four:.0f} MiB for four times as many")

@@ -7,10 +7,10 @@ two copies of the base. What matters is the pair's share of one model, libraries
 weights.
 """
 
-import resource
 import subprocess
 import sys
 
+from benchmarks.peak import own_peak_mib
 from diffing.axes import Side
 from diffing.demo.train import base_model
 from diffing.models.pair import ModelPair
@@ -47,7 +47,7 @@ def main() -> None:
     """Command line: all cases, or the one named by the first argument."""
     if len(sys.argv) > 1:
         load(sys.argv[1])
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(own_peak_mib())
         return
     peak_mib("one model")  # so that no counted case pays for the one-time conversion
     peaks = {case: peak_mib(case) for case in CASES}
