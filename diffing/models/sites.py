@@ -8,6 +8,7 @@ except for the last block, whose hidden state Hugging Face returns after the fin
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import reduce
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -148,6 +149,20 @@ def residuals(
     return dict(found)
 
 
+def _adapted(head: nn.Module, normed: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch vocab"] | float:
+    """What an adapter of the head that is switched on adds to its logits: `head.weight` is the base's alone."""
+    from peft.tuners.lora import LoraLayer
+
+    if not isinstance(head, LoraLayer) or head.disable_adapters:
+        return 0.0
+    names = [name for name in head.active_adapters if name in head.lora_A]
+    if any(head.use_dora[name] for name in names):
+        raise IncompatiblePair("the adapter of the output head is a DoRA, which the lenses cannot read")
+    factors = [(cast(Tensor, head.lora_A[name].weight), cast(Tensor, head.lora_B[name].weight)) for name in names]
+    added = [normed @ down.float().T @ up.float().T for down, up in factors]
+    return sum(part * head.scaling[name] for name, part in zip(names, added, strict=True))
+
+
 @torch.no_grad()
 def unembed(
     model: PreTrainedModel, hidden: Float[Tensor, "batch d_model"], chunk: int = 32_768
@@ -167,7 +182,7 @@ def unembed(
         )
         for start in range(0, len(weight), chunk)
     ]
-    logits = torch.cat(pieces, dim=-1)
+    logits = torch.cat(pieces, dim=-1) + _adapted(head, normed)
     config = model.config.get_text_config()
     if cap := getattr(config, "final_logit_softcapping", None):
         logits = torch.tanh(logits / cap) * cap

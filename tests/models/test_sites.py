@@ -1,10 +1,15 @@
 """Reading and editing residual streams, against Hugging Face's own hidden states."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from diffing.axes import Side
 from diffing.errors import IncompatiblePair, InvalidSetting
+from diffing.models.pair import ModelPair
 from diffing.models.sites import decoder_blocks, editing, reading, residuals, unembed
+from diffing.models.sources import pin
 from diffing.text.windows import TokenBatch, pad
 from tests import tiny
 
@@ -81,3 +86,17 @@ def test_an_unknown_architecture_is_named() -> None:
     del model.model.layers
     with pytest.raises(IncompatiblePair, match="LlamaForCausalLM"):
         decoder_blocks(model)
+
+
+@pytest.mark.parametrize("lora", [{"target_modules": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"], "r": 4}])
+def test_the_readout_of_the_last_block_has_the_adapter_of_the_head_where_it_is_on(lora: dict, tmp_path: Path) -> None:
+    base = tiny.save_model(tmp_path / "base")
+    pair = ModelPair(pin(tiny.pair_spec(base, "lora", tiny.save_adapter(tmp_path / "a", tiny.model(), **lora))), "cpu")
+    batch, logits = batch_of("right"), {}
+    for side in Side:
+        with pair.using(side) as model, torch.no_grad():
+            last = residuals(model, batch, [tiny.LAYERS - 1])[tiny.LAYERS - 1]
+            logits[side] = model(batch.ids, attention_mask=batch.mask.long(), position_ids=batch.position_ids).logits
+            read = unembed(model, last[batch.mask])
+        torch.testing.assert_close(read, logits[side][batch.mask], rtol=1e-4, atol=1e-4)
+    assert (logits[Side.BASE] - logits[Side.FINETUNED])[batch.mask].abs().max() > 0.1
