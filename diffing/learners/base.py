@@ -25,7 +25,11 @@ from diffing.errors import IncompatiblePair, MissingInput, SchemaMismatch, Stora
 from diffing.specs import JSON, Spec
 
 SCHEMA_VERSION = 1
-LEARNERS = {"pca": ("diffing.learners.pca", "PCA")}
+LEARNERS = {
+    "pca": ("diffing.learners.pca", "PCA"),
+    "sae": ("diffing.learners.sae", "SAE"),
+    "crosscoder": ("diffing.learners.crosscoder", "Crosscoder"),
+}
 """Module and class of each kind, imported when one is loaded."""
 
 
