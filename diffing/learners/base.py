@@ -7,6 +7,7 @@ A learner is built from its recipe alone and then filled, so loading one needs n
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -90,20 +91,20 @@ class Recipe(Spec):
         return select(self.stream, base, finetuned)
 
 
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """A fitted decomposition of one layer's activations. `__init__` takes the recipe alone and sets every shape."""
 
     def __init__(self, recipe: Recipe):
         super().__init__()
         self.recipe = recipe
 
+    @abstractmethod
     def encode(self, rows: Float[Tensor, "batch *side d_model"]) -> Float[Tensor, "batch latent"]:
         """Latent values of rows that `recipe.rows` gave."""
-        raise NotImplementedError
 
+    @abstractmethod
     def directions(self, side: Side) -> Float[Tensor, "latent d_model"]:
-        """What one unit of each latent adds to that side's residual stream."""
-        raise NotImplementedError
+        """What one unit of each latent adds to that side's residual stream, in its units."""
 
     def save(self, folder: Path) -> None:
         """Writes what `load_learner` reads. Raises StorageFailed if the disk refuses."""

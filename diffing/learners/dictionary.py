@@ -5,6 +5,7 @@ coordinate keeps its share of the variance. Directions and reconstructions come 
 stream. Which latents are active in a row depends on that row alone.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import ClassVar, cast
@@ -14,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffing.activations.moments import Normaliser
-from diffing.axes import Side
 from diffing.errors import InvalidSetting, NonFiniteActivations
 from diffing.learners.base import Learner, Recipe
 from diffing.learners.codes import Codes, above, top_k
@@ -137,13 +137,9 @@ class Dictionary(Learner):
         """`decode` of `codes`."""
         return self.decode(self.codes(rows))
 
-    def directions(self, side: Side) -> Float[Tensor, "latent d_model"]:
-        """What one unit of each latent adds to that side's residual stream, in its units."""
-        raise NotImplementedError
-
+    @abstractmethod
     def initialise(self, random: torch.Generator) -> None:
         """Sets the weights that training starts from."""
-        raise NotImplementedError
 
     def confine_gradients(self) -> None:
         """Takes from the gradients what would move the weights to where they may not be."""

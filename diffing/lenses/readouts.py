@@ -12,8 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from diffing.axes import Side
 from diffing.lenses.logit_lens import TopTokens, logit_lens, top_tokens
 from diffing.lenses.patchscope import patchscope
+from diffing.models.pair import ModelPair
+from diffing.report import Table, View
 
 Label = Mapping[str, object]
 
@@ -61,6 +64,64 @@ def patchscope_rows(
         for row in _rows(tokenizer, top_tokens(part, top), labels)
         if row["probability"] != 0
     ]
+
+
+def both_lenses(
+    pair: ModelPair,
+    vectors: Float[Tensor, "batch d_model"],
+    labels: Sequence[Label],
+    read_by: Sequence[Side],
+    layer: int,
+    norm: float,
+    scales: Sequence[float],
+    intersection: int,
+    top: int,
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Rows of the logit lens and of the patchscope, each vector by the side in `read_by`.
+
+    Vectors are read at unit length by the lens; patchscope scale 1 is the length `norm`.
+    """
+    lens: list[dict[str, object]] = []
+    scope: list[dict[str, object]] = []
+    for side in Side:
+        chosen = [number for number, reader in enumerate(read_by) if reader is side]
+        unit, named = torch.nn.functional.normalize(vectors[chosen], dim=1), [labels[number] for number in chosen]
+        with pair.using(side) as model:
+            lens += logit_lens_rows(model, pair.tokenizer, unit, named, top)
+            scope += patchscope_rows(model, pair.tokenizer, unit * norm, named, layer, scales, intersection, top)
+    return lens, scope
+
+
+def logit_lens_table(rows: Sequence[Label], about: str, columns: Mapping[str, str], group: Sequence[str]) -> Table:
+    """`columns` describes those of the labels; `group` is how they are put together."""
+    return Table(
+        pd.DataFrame(rows),
+        about,
+        {
+            **columns,
+            **TOKEN_COLUMNS,
+            "probability": "softmax over the vocabulary of the readout, or of its negative (probability)",
+            "direction": "promoted: readout of the vector; suppressed: readout of its negated logits",
+        },
+        View("tokens", "token", group=group, weight="probability"),
+    )
+
+
+def patchscope_table(
+    rows: Sequence[Label], about: str, columns: Mapping[str, str], group: Sequence[str], unit: str
+) -> Table:
+    """As `logit_lens_table`; `unit` is what scale 1 means."""
+    return Table(
+        pd.DataFrame(rows, columns=None if rows else [*columns, *TOKEN_COLUMNS, "probability", "scale"]),
+        about,
+        {
+            **columns,
+            **TOKEN_COLUMNS,
+            "probability": "mean next-token probability over the identity prompts, tokens in all of them (probability)",
+            "scale": f"length of the patched vector ({unit})",
+        },
+        View("tokens", "token", group=group, weight="probability"),
+    )
 
 
 def own_tokens(frame: pd.DataFrame, mine: "pd.Series[bool]", controls: "pd.Series[bool]", most: int) -> pd.DataFrame:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
+from diffing.activations.moments import Moments
 from diffing.activations.store import ActivationCache
-from diffing.errors import UnknownName
+from diffing.axes import Stream
+from diffing.errors import InvalidSetting, UnknownName
 from diffing.learners.base import Learner, load_learner
 from diffing.models.pair import ModelPair
 from diffing.report import Report
@@ -52,6 +54,28 @@ class Study:
     """One per corpus whose activations are stored."""
     learners: Mapping[str, Path] = field(default_factory=dict)
     """Folders of what was fitted, by the names that `fit` gave."""
+
+    def cached_layers(self, depths: Sequence[float | int] | None) -> list[int]:
+        """Absolute layers to analyse, ascending; None takes all that are cached.
+
+        Raises InvalidSetting for one that is not cached.
+        """
+        cached = self.caches[0].layers
+        layers = list(cached) if depths is None else [self.pair.layer_at(depth) for depth in depths]
+        if missing := [layer for layer in layers if layer not in cached]:
+            raise InvalidSetting(
+                f"layers {missing} are not in the caches, which hold {list(cached)}; add them to preprocessing.layers"
+            )
+        return sorted(set(layers))
+
+    def moments(self, stream: Stream, layer: int) -> Moments:
+        """Over the rows of all caches."""
+        return Moments.merged([cache.moments(stream, layer) for cache in self.caches])
+
+    def differs(self, layer: int) -> bool:
+        """Whether any stored difference is other than exactly zero."""
+        moments = self.moments(Stream.DIFFERENCE, layer)
+        return bool(moments.mean.any() or moments.m2.any())
 
     def learner(self, name: str) -> Learner:
         """The learner of that name, loaded."""

@@ -4,8 +4,6 @@ The finetuned model of the pair is the base plus `AMOUNT` of the direction on ev
 rows, and the finetuned side has more or less of the direction on some of them, so that it can be learned.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from torch import Tensor
 
 from diffing.activations.store import ActivationCache
 from diffing.learners.schedules import Training
-from diffing.methods.base import LearningMethod, Study
 from diffing.models.pair import ModelPair
 from diffing.models.sites import residuals
 from diffing.models.sources import pin
@@ -83,22 +80,6 @@ def _stored(folder: Path, base: Tensor, finetuned: Tensor, changed: Tensor, nois
 
 def _ids() -> Tensor:
     return torch.randint(3, tiny.VOCAB, (DOCUMENTS, LENGTH), generator=torch.Generator().manual_seed(0))
-
-
-def study_of(pair: ModelPair, caches: Sequence[ActivationCache], folder: Path, method: LearningMethod) -> Study:
-    """The study with the method's learners fitted and saved."""
-    study = Study(pair, [], caches=caches)
-    fitted = method.fit(study, None)
-    for name, learner in fitted.items():
-        learner.save(folder / name)
-    return replace(study, learners={name: folder / name for name in fitted})
-
-
-def rows(report: Report, table: str, **where: object) -> pd.DataFrame:
-    frame = report.tables[table].frame
-    for column, value in where.items():
-        frame = frame[frame[column] == value]
-    return frame
 
 
 def assert_the_same(first: Report, second: Report) -> None:

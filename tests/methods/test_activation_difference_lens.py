@@ -18,6 +18,7 @@ from diffing.report import Report
 from diffing.specs import CorpusSpec
 from diffing.text.corpus import Corpus
 from tests import tiny
+from tests.methods.studies import rows
 
 METHOD = ActivationDifferenceLens(
     prompts=["Bread?", "Boats?"], layers=[2], steering_layers=[2], n_positions=10, positions=[0, 1, 2], top=8,
@@ -41,13 +42,6 @@ def planted_pair(base_folder: Path, tmp_path: Path) -> ModelPair:
     direction = model.lm_head.weight[TOKEN] / model.model.norm.weight
     save_file({"v": direction.clone() * 5}, tmp_path / "v.safetensors")
     return ModelPair(pin(tiny.pair_spec(base_folder, "steering_vector", tmp_path / "v.safetensors", layer=2)), "cpu")
-
-
-def rows(report: Report, table: str, **where: object) -> pd.DataFrame:
-    frame = report.tables[table].frame
-    for column, value in where.items():
-        frame = frame[frame[column] == value]
-    return frame
 
 
 def test_a_planted_token_is_read_from_the_difference_and_from_nothing_else(

@@ -1,6 +1,5 @@
 """The crosscoder on planted concepts, on identical models, on a real pair, and on what it must refuse."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffing.activations.collect import collect, store_folder
 from diffing.activations.store import ActivationCache
-from diffing.activations.tokens import tokenise, tokenizer_digest
 from diffing.axes import Side
 from diffing.errors import IncompatiblePair, InvalidSetting
 from diffing.learners.crosscoder import Crosscoder
@@ -19,12 +16,10 @@ from diffing.methods.base import Study
 from diffing.methods.crosscoder import CrosscoderDiffing
 from diffing.models.pair import ModelPair
 from diffing.report import Report
-from diffing.specs import CacheSpec, CorpusSpec, TokensSpec
-from diffing.text.corpus import Corpus
 from tests import tiny
 from tests.activations.stores import write_cache
 from tests.methods import dictionaries as planted
-from tests.methods.dictionaries import rows, study_of
+from tests.methods.studies import collected, rows, study_of
 
 METHOD = CrosscoderDiffing(
     **planted.SETTINGS | {"lr": 2e-2, "read": 4, "candidates": 4}, expansion=0.5, k=3, min_steps=300
@@ -58,18 +53,6 @@ def dictionary_of(study: Study) -> Crosscoder:
     learner = study.learner(f"layer_{planted.LAYER}")
     assert isinstance(learner, Crosscoder)
     return learner
-
-
-def collected(pair: ModelPair, folder: Path, layers: Sequence[int]) -> ActivationCache:
-    path = folder / "texts.txt"
-    path.write_text("\n\n".join(tiny.TEXTS), "utf-8")
-    corpus = Corpus(CorpusSpec(name="few_lines", source="file", id=str(path)))
-    tokens_spec = TokensSpec(corpus.spec, tokenizer_digest(pair.tokenizer))
-    base = CacheSpec(tokens_spec, pair.spec.base, None, layers, "float32")
-    specs = {Side.BASE: base, Side.FINETUNED: replace(base, finetuned=pair.spec.finetuned)}
-    tokens = tokenise(corpus, pair.tokenizer, tokens_spec, folder)
-    assert collect(pair, tokens, specs, folder, batch_tokens=64, shard_mib=1)
-    return ActivationCache(*(store_folder(specs[side], folder) for side in Side))
 
 
 def test_the_planted_direction_is_a_latent_of_the_finetuned_side_by_both_rules(

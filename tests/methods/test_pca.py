@@ -1,6 +1,6 @@
 """PCA of activation differences on planted directions, on identical models, and on collected activations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,20 +10,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffing.activations.collect import collect, store_folder
 from diffing.activations.store import ActivationCache
-from diffing.activations.tokens import tokenise, tokenizer_digest
-from diffing.axes import Side
 from diffing.errors import IncompatiblePair, InvalidSetting
-from diffing.methods.base import LearningMethod, Study
+from diffing.methods.base import Study
 from diffing.methods.pca import PrincipalComponents
 from diffing.models.pair import ModelPair
 from diffing.models.sources import pin
 from diffing.report import Report
-from diffing.specs import CacheSpec, CorpusSpec, TokensSpec
-from diffing.text.corpus import Corpus
 from tests import tiny
 from tests.activations.stores import write_cache
+from tests.methods.studies import collected, rows, study_of
 
 METHOD = PrincipalComponents(
     prompts=["Bread?", "Boats?"], n_components=8, read=2, steered=1, steering_layers=[2], top=8, max_new_tokens=3,
@@ -49,34 +45,6 @@ def planted(tmp_path: Path) -> ActivationCache:
     noise = 0.01 * torch.randn(400, tiny.WIDTH, generator=generator)
     ids = torch.randint(3, tiny.VOCAB, (450,), generator=generator)
     return write_cache(tmp_path / "caches", {2: base}, {2: base + change + noise}, ids=ids)
-
-
-def study_of(pair: ModelPair, caches: Sequence[ActivationCache], folder: Path, method: LearningMethod) -> Study:
-    """The study with the method's learners fitted and saved."""
-    study = Study(pair, [], caches=caches)
-    fitted = method.fit(study, None)
-    for name, learner in fitted.items():
-        learner.save(folder / name)
-    return replace(study, learners={name: folder / name for name in fitted})
-
-
-def collected(pair: ModelPair, folder: Path, layers: Sequence[int]) -> ActivationCache:
-    path = folder / "texts.txt"
-    path.write_text("\n\n".join(tiny.TEXTS), "utf-8")
-    corpus = Corpus(CorpusSpec(name="few_lines", source="file", id=str(path)))
-    tokens_spec = TokensSpec(corpus.spec, tokenizer_digest(pair.tokenizer))
-    base = CacheSpec(tokens_spec, pair.spec.base, None, layers, "float32")
-    specs = {Side.BASE: base, Side.FINETUNED: replace(base, finetuned=pair.spec.finetuned)}
-    tokens = tokenise(corpus, pair.tokenizer, tokens_spec, folder)
-    assert collect(pair, tokens, specs, folder, batch_tokens=64, shard_mib=1)
-    return ActivationCache(*(store_folder(specs[side], folder) for side in Side))
-
-
-def rows(report: Report, table: str, **where: object) -> pd.DataFrame:
-    frame = report.tables[table].frame
-    for column, value in where.items():
-        frame = frame[frame[column] == value]
-    return frame
 
 
 def test_the_mean_and_the_component_are_read_as_the_tokens_that_were_planted(

@@ -20,7 +20,7 @@ from diffing.report import Report
 from tests import tiny
 from tests.activations.stores import write_cache
 from tests.methods import dictionaries as planted
-from tests.methods.dictionaries import rows, study_of
+from tests.methods.studies import rows, study_of
 
 METHOD = SAEDifference(**planted.SETTINGS, expansion=0.25, k=1, min_steps=200)
 

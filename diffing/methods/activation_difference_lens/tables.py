@@ -8,7 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from diffing.activations.position_means import PositionMeans
-from diffing.lenses.readouts import TOKEN_COLUMNS, listed, own_tokens
+from diffing.lenses import readouts
+from diffing.lenses.readouts import listed, own_tokens
 from diffing.lenses.steering import SAMPLE_COLUMNS, words_steered_towards
 from diffing.report import PALETTE, Figure, Finding, Table, View
 
@@ -20,9 +21,8 @@ _WHERE = {
     "layer": "decoder block, absolute, counted from 0",
     "position": "token position within the text, counted from 0",
 }
-_TOKEN = {
+_SOURCE = {
     "source": "what was read: the mean difference (finetuned - base), the mean of one side, or a random direction",
-    **TOKEN_COLUMNS,
 }
 
 
@@ -61,30 +61,16 @@ def position_table(measured: Measured) -> Table:
 
 
 def logit_lens_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    return Table(
-        pd.DataFrame(rows),
-        "Logit lens: tokens that each vector promotes and suppresses when read by the model's own head",
-        _WHERE
-        | _TOKEN
-        | {
-            "probability": "softmax over the vocabulary of the readout, or of its negative (probability)",
-            "direction": "promoted: readout of the vector; suppressed: readout of its negated logits",
-        },
-        View("tokens", "token", group=("source", "position", "direction", "layer", "corpus"), weight="probability"),
+    about = "Logit lens: tokens that each vector promotes and suppresses when read by the model's own head"
+    return readouts.logit_lens_table(
+        rows, about, _WHERE | _SOURCE, ("source", "position", "direction", "layer", "corpus")
     )
 
 
 def patchscope_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    return Table(
-        pd.DataFrame(rows, columns=["corpus", "layer", "source", "position", "rank", "token", "probability", "scale"]),
-        "Token-identity patchscope: tokens the model reads in each vector when it stands in for a word",
-        _WHERE
-        | _TOKEN
-        | {
-            "probability": "mean next-token probability over the identity prompts, tokens in all of them (probability)",
-            "scale": "length of the patched vector (mean residual norms)",
-        },
-        View("tokens", "token", group=("source", "position", "scale", "layer", "corpus"), weight="probability"),
+    about = "Token-identity patchscope: tokens the model reads in each vector when it stands in for a word"
+    return readouts.patchscope_table(
+        rows, about, _WHERE | _SOURCE, ("source", "position", "scale", "layer", "corpus"), "mean residual norms"
     )
 
 

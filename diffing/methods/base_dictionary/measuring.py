@@ -10,7 +10,7 @@ from diffing.axes import Side
 from diffing.learners.dictionary import Dictionary
 from diffing.lenses.examples import TopExamples
 from diffing.lenses.latents import latent_statistics
-from diffing.lenses.readouts import Label, logit_lens_rows, patchscope_rows
+from diffing.lenses.readouts import Label, both_lenses
 from diffing.lenses.steering import Condition, steered_samples
 from diffing.methods.base import Study
 from diffing.methods.base_dictionary import bridging, rules, shown
@@ -61,20 +61,12 @@ def measure_effects(settings: DictionarySettings, study: Study, latents: Latents
 
 def read_out(settings: DictionarySettings, study: Study, reading: Reading) -> tuple[list[dict], list[dict]]:
     """Rows of the logit lens and of the patchscope; the base's mean is read by the base."""
-    lens: list[dict] = []
-    scope: list[dict] = []
     vectors, labels = _vectors(study, reading)
-    for side in Side:
-        chosen = [i for i, label in enumerate(labels) if (label["vector"] == shown.BASE_MEAN) == (side is Side.BASE)]
-        unit = torch.nn.functional.normalize(vectors[chosen], dim=1)
-        named = [labels[i] for i in chosen]
-        with study.pair.using(side) as model:
-            lens += logit_lens_rows(model, study.pair.tokenizer, unit, named, settings.top)
-            scope += patchscope_rows(
-                model, study.pair.tokenizer, unit * reading.latents.residual_norm, named, reading.layer,
-                settings.patchscope_scales, settings.patchscope_intersection, settings.top,
-            )  # fmt: skip
-    return lens, scope
+    read_by = [Side.BASE if label["vector"] == shown.BASE_MEAN else Side.FINETUNED for label in labels]
+    return both_lenses(
+        study.pair, vectors, labels, read_by, reading.layer, reading.latents.residual_norm,
+        settings.patchscope_scales, settings.patchscope_intersection, settings.top,
+    )  # fmt: skip
 
 
 def _vectors(study: Study, reading: Reading) -> tuple[Float[Tensor, "batch d_model"], list[Label]]:

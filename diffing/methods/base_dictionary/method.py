@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffing.activations.moments import Moments
-from diffing.axes import Stream
 from diffing.errors import ZeroVariance
 from diffing.learners.base import check_fits
 from diffing.learners.dictionary import Dictionary, Sparsity
@@ -41,8 +39,8 @@ class DictionaryMethod(DictionarySettings):
         """One training per layer; nothing for a layer at which the two sides do not differ, or all rows alike."""
         sparsity, training = self.plan(study.caches, study.seed)
         fitted = {}
-        for layer in self.layers_of(study):
-            if not _moved(study, layer):
+        for layer in study.cached_layers(self.layers):
+            if not study.differs(layer):
                 continue
             try:
                 fitting = DictionaryFit.of(
@@ -57,8 +55,8 @@ class DictionaryMethod(DictionarySettings):
         return fitted
 
     def run(self, study: Study) -> Report:
-        layers = self.layers_of(study)
-        differs = [layer for layer in layers if _moved(study, layer)]
+        layers = study.cached_layers(self.layers)
+        differs = [layer for layer in layers if study.differs(layer)]
         measured = [
             measuring.measure_latents(self, study, self._dictionary(study, layer))
             for layer in layers
@@ -117,12 +115,6 @@ class DictionaryMethod(DictionarySettings):
 
 def _learner(layer: int) -> str:
     return f"layer_{layer}"
-
-
-def _moved(study: Study, layer: int) -> bool:
-    """Whether any stored difference is other than exactly zero."""
-    moments = Moments.merged([cache.moments(Stream.DIFFERENCE, layer) for cache in study.caches])
-    return bool(moments.mean.any() or moments.m2.any())
 
 
 def _of_all(measured: Sequence[Latents], readings: Sequence[Reading]) -> dict[str, Table]:

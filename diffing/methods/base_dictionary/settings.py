@@ -8,7 +8,6 @@ from diffing.errors import InvalidSetting
 from diffing.learners.dictionary import Sparsity
 from diffing.learners.schedules import Training
 from diffing.lenses.patchscope import INTERSECTION
-from diffing.methods.base import Study
 from diffing.methods.base_dictionary import sizes
 from diffing.specs import JSON
 
@@ -125,13 +124,3 @@ class DictionarySettings:
 
     def rate(self, n_latents: int) -> float:
         return self.lr if self.lr is not None else LR_AT / (n_latents / LR_LATENTS) ** 0.5
-
-    def layers_of(self, study: Study) -> list[int]:
-        """Absolute layers to analyse. Raises InvalidSetting for one that is not cached."""
-        cached = study.caches[0].layers
-        layers = list(cached) if self.layers is None else [study.pair.layer_at(depth) for depth in self.layers]
-        if missing := [layer for layer in layers if layer not in cached]:
-            raise InvalidSetting(
-                f"layers {missing} are not in the caches, which hold {list(cached)}; add them to preprocessing.layers"
-            )
-        return sorted(set(layers))

@@ -6,7 +6,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from diffing.lenses import examples as max_activating
-from diffing.lenses.readouts import TOKEN_COLUMNS
+from diffing.lenses import readouts
 from diffing.lenses.steering import SAMPLE_COLUMNS
 from diffing.methods.base_dictionary.reading import Reading
 from diffing.methods.base_dictionary.tables import LAYER
@@ -32,30 +32,15 @@ def named(latent: int) -> str:
 
 
 def logit_lens_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    return Table(
-        pd.DataFrame(rows),
-        "Logit lens: tokens that each latent's direction promotes and suppresses when read by the model's own head",
-        _VECTOR
-        | TOKEN_COLUMNS
-        | {
-            "probability": "softmax over the vocabulary of the readout, or of its negative (probability)",
-            "direction": "promoted: readout of the vector; suppressed: readout of its negated logits",
-        },
-        View("tokens", "token", group=("vector", "direction", "layer"), weight="probability"),
-    )
+    about = "Logit lens: tokens that each latent's direction promotes and suppresses when read by the model's own head"
+    group = ("vector", "direction", "layer")
+    return readouts.logit_lens_table(rows, about, _VECTOR, group)
 
 
 def patchscope_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    return Table(
-        pd.DataFrame(rows, columns=[*_VECTOR, *TOKEN_COLUMNS, "probability", "scale"]),
-        "Token-identity patchscope: tokens the model reads in each latent's direction when it stands in for a word",
-        _VECTOR
-        | TOKEN_COLUMNS
-        | {
-            "probability": "mean next-token probability over the identity prompts, tokens in all of them (probability)",
-            "scale": "length of the patched vector (root mean square norms of the residual stream)",
-        },
-        View("tokens", "token", group=("vector", "scale", "layer"), weight="probability"),
+    about = "Token-identity patchscope: tokens the model reads in each latent's direction when it stands in for a word"
+    return readouts.patchscope_table(
+        rows, about, _VECTOR, ("vector", "scale", "layer"), "root mean square norms of the residual stream"
     )
 
 

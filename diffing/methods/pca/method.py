@@ -23,7 +23,7 @@ from diffing.learners.fitting import fit
 from diffing.learners.pca import PCA, PCAFit
 from diffing.lenses.examples import Examples, TopExamples, document_blocks
 from diffing.lenses.patchscope import INTERSECTION
-from diffing.lenses.readouts import Label, logit_lens_rows, patchscope_rows
+from diffing.lenses.readouts import Label, both_lenses
 from diffing.lenses.steering import Condition, steered_samples
 from diffing.methods.base import Study
 from diffing.methods.pca import tables
@@ -125,8 +125,8 @@ class PrincipalComponents:
     def fit(self, study: Study, logger: "Logger | None") -> dict[str, PCA]:
         """One streamed pass per layer; nothing for a layer at which nothing varies."""
         fitted = {}
-        for layer in self._layers(study):
-            moments = _merged(study, self._stream, layer)
+        for layer in study.cached_layers(self.layers):
+            moments = study.moments(self._stream, layer)
             if _constant(moments):
                 continue
             pass_over = PCAFit.of(study.caches, layer, self._stream, self.n_components)
@@ -137,8 +137,8 @@ class PrincipalComponents:
         return fitted
 
     def run(self, study: Study) -> Report:
-        layers = self._layers(study)
-        differs = [layer for layer in layers if _moved(_merged(study, Stream.DIFFERENCE, layer))]
+        layers = study.cached_layers(self.layers)
+        differs = [layer for layer in layers if study.differs(layer)]
         readings = [self._reading(study, layer) for layer in layers if _learner(layer) in study.learners]
         for reading in readings:
             for cache in study.caches:
@@ -159,23 +159,13 @@ class PrincipalComponents:
             findings=self._findings(layers, differs, readings, measured),
         )
 
-    def _layers(self, study: Study) -> list[int]:
-        """Absolute layers to analyse. Raises InvalidSetting for one that is not cached."""
-        cached = study.caches[0].layers
-        layers = list(cached) if self.layers is None else [study.pair.layer_at(depth) for depth in self.layers]
-        if missing := [layer for layer in layers if layer not in cached]:
-            raise InvalidSetting(
-                f"layers {missing} are not in the caches, which hold {list(cached)}; add them to preprocessing.layers"
-            )
-        return sorted(set(layers))
-
     def _reading(self, study: Study, layer: int) -> Reading:
         pca = study.learner(_learner(layer))
         assert isinstance(pca, PCA)
-        finetuned = _merged(study, Stream.FINETUNED, layer)
+        finetuned = study.moments(Stream.FINETUNED, layer)
         means = {cache.corpus: cache.moments(self._stream, layer).mean.float() for cache in study.caches}
         square = float(finetuned.mean.square().sum() + finetuned.variance.sum())
-        base_mean = _merged(study, Stream.BASE, layer).mean.float()
+        base_mean = study.moments(Stream.BASE, layer).mean.float()
         return Reading(layer, pca, means, base_mean, square**0.5, *self._examples(study, layer, pca))
 
     def _examples(self, study: Study, layer: int, pca: PCA) -> tuple[dict[str, Examples], Float[Tensor, " latent"]]:
@@ -226,22 +216,12 @@ class PrincipalComponents:
 
     def _readouts(self, study: Study, reading: Reading) -> tuple[list[dict], list[dict]]:
         """Rows of the logit lens and of the patchscope; the base's mean is read by the base."""
-        lens: list[dict] = []
-        scope: list[dict] = []
         vectors, labels = self._vectors(study, reading)
-        for side in Side:
-            chosen = [
-                i for i, label in enumerate(labels) if (label["vector"] == tables.BASE_MEAN) == (side is Side.BASE)
-            ]
-            unit = torch.nn.functional.normalize(vectors[chosen], dim=1)
-            named = [labels[i] for i in chosen]
-            with study.pair.using(side) as model:
-                lens += logit_lens_rows(model, study.pair.tokenizer, unit, named, self.top)
-                scope += patchscope_rows(
-                    model, study.pair.tokenizer, unit * reading.residual_norm, named, reading.layer,
-                    self.patchscope_scales, self.patchscope_intersection, self.top,
-                )  # fmt: skip
-        return lens, scope
+        read_by = [Side.BASE if label["vector"] == tables.BASE_MEAN else Side.FINETUNED for label in labels]
+        return both_lenses(
+            study.pair, vectors, labels, read_by, reading.layer, reading.residual_norm, self.patchscope_scales,
+            self.patchscope_intersection, self.top,
+        )  # fmt: skip
 
     def _vectors(self, study: Study, reading: Reading) -> tuple[Float[Tensor, "batch d_model"], list[Label]]:
         """What is read of a layer: means, both ends of the components, and the two controls."""
@@ -321,15 +301,6 @@ class PrincipalComponents:
 
 def _learner(layer: int) -> str:
     return f"layer_{layer}"
-
-
-def _merged(study: Study, stream: Stream, layer: int) -> Moments:
-    return Moments.merged([cache.moments(stream, layer) for cache in study.caches])
-
-
-def _moved(moments: Moments) -> bool:
-    """Whether any stored difference is other than exactly zero."""
-    return bool(moments.mean.any() or moments.m2.any())
 
 
 def _constant(moments: Moments) -> bool:

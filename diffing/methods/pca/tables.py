@@ -14,8 +14,9 @@ from diffing.activations.store import ActivationCache
 from diffing.axes import Stream
 from diffing.learners.pca import PCA
 from diffing.lenses import examples as max_activating
+from diffing.lenses import readouts
 from diffing.lenses.examples import Examples
-from diffing.lenses.readouts import TOKEN_COLUMNS, listed, own_tokens
+from diffing.lenses.readouts import listed, own_tokens
 from diffing.lenses.steering import SAMPLE_COLUMNS, words_steered_towards
 from diffing.report import PALETTE, Figure, Finding, Table, View
 
@@ -120,30 +121,15 @@ def component_table(fitted: Sequence[tuple[int, PCA, Sequence[tuple[float, float
 
 
 def logit_lens_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    return Table(
-        pd.DataFrame(rows),
-        "Logit lens: tokens that each direction promotes and suppresses when read by the model's own head",
-        _WHERE
-        | TOKEN_COLUMNS
-        | {
-            "probability": "softmax over the vocabulary of the readout, or of its negative (probability)",
-            "direction": "promoted: readout of the vector; suppressed: readout of its negated logits",
-        },
-        View("tokens", "token", group=("vector", "direction", "layer", "corpus"), weight="probability"),
-    )
+    about = "Logit lens: tokens that each direction promotes and suppresses when read by the model's own head"
+    group = ("vector", "direction", "layer", "corpus")
+    return readouts.logit_lens_table(rows, about, _WHERE, group)
 
 
 def patchscope_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    return Table(
-        pd.DataFrame(rows, columns=[*_WHERE, *TOKEN_COLUMNS, "probability", "scale"]),
-        "Token-identity patchscope: tokens the model reads in each direction when it stands in for a word",
-        _WHERE
-        | TOKEN_COLUMNS
-        | {
-            "probability": "mean next-token probability over the identity prompts, tokens in all of them (probability)",
-            "scale": "length of the patched vector (root mean square norms of the residual stream)",
-        },
-        View("tokens", "token", group=("vector", "scale", "layer", "corpus"), weight="probability"),
+    about = "Token-identity patchscope: tokens the model reads in each direction when it stands in for a word"
+    return readouts.patchscope_table(
+        rows, about, _WHERE, ("vector", "scale", "layer", "corpus"), "root mean square norms of the residual stream"
     )
 
 
