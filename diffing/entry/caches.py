@@ -21,7 +21,7 @@ from diffing.activations.tokens import tokenise, tokenizer_digest
 from diffing.axes import Side
 from diffing.entry.setup import plain
 from diffing.errors import InvalidSetting, MissingInput, SchemaMismatch
-from diffing.methods.base import Progress
+from diffing.methods.base import CacheReader, Progress, Study
 from diffing.models.pair import ModelPair
 from diffing.specs import JSON, CacheSpec, CorpusSpec, PairSpec, TokensSpec, artifact_name
 from diffing.text.corpus import Corpus
@@ -41,7 +41,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True)
 class Infrastructure:
-    """`infrastructure` of the config: changes how fast caches are made and where they lie, never what they hold."""
+    """`infrastructure` of the config: changes how fast and where things are made, never what they hold."""
 
     activations_dir: str
     batch_tokens: int
@@ -49,6 +49,8 @@ class Infrastructure:
     shards: int
     shard: int
     verify: bool
+    checkpoints_dir: str
+    checkpoint_every: int
 
     def __post_init__(self) -> None:
         if not 0 <= self.shard < self.shards:
@@ -56,6 +58,8 @@ class Infrastructure:
                 f"infrastructure.shard={self.shard} of infrastructure.shards={self.shards}; expected 0 to "
                 f"{self.shards - 1}: each of {self.shards} processes gets its own"
             )
+        if self.checkpoint_every < 1:
+            raise InvalidSetting(f"infrastructure.checkpoint_every={self.checkpoint_every}; expected 1 step or more")
 
     @classmethod
     def of(cls, config: DictConfig) -> "Infrastructure":
@@ -104,8 +108,7 @@ def prepare(
     prepared, waiting = [], []
     for corpus in corpora:
         specs = cache_specs(config, pair, corpus.spec)
-        folders = {side: store_folder(spec, infrastructure.root) for side, spec in specs.items()}
-        if not all((folder / MANIFEST).is_file() for folder in folders.values()):
+        if not _finished(specs, infrastructure):
             if mode_of(config) is Mode.DIFFING:
                 raise MissingInput(
                     f"no activations of corpus '{corpus.spec.name}' with these settings in {infrastructure.root}, and "
@@ -115,17 +118,32 @@ def prepare(
             if not _collect(pair, corpus, specs, infrastructure, progress):
                 waiting.append(corpus.spec.name)
                 continue
-        cache = ActivationCache(folders[Side.BASE], folders[Side.FINETUNED])
-        if infrastructure.verify:
-            cache.base.verify()
-            cache.finetuned.verify()
-        prepared.append(cache)
+        prepared.append(_opened(specs, infrastructure))
     if waiting:
         raise MissingInput(
             f"part {infrastructure.shard} of {infrastructure.shards} is done for {', '.join(waiting)}; other parts are "
             "still missing: when their processes have ended, run any of these commands again"
         )
     return prepared
+
+
+def existing(config: DictConfig, pair: ModelPair, corpora: Sequence[Corpus]) -> list[ActivationCache]:
+    """The finished caches that `prepare` would give for these corpora; none is made."""
+    infrastructure = Infrastructure.of(config)
+    specs = [cache_specs(config, pair, corpus.spec) for corpus in corpora]
+    return [_opened(each, infrastructure) for each in specs if _finished(each, infrastructure)]
+
+
+def _finished(specs: Mapping[Side, CacheSpec], infrastructure: Infrastructure) -> bool:
+    return all((store_folder(spec, infrastructure.root) / MANIFEST).is_file() for spec in specs.values())
+
+
+def _opened(specs: Mapping[Side, CacheSpec], infrastructure: Infrastructure) -> ActivationCache:
+    cache = ActivationCache(*(store_folder(specs[side], infrastructure.root) for side in Side))
+    if infrastructure.verify:
+        cache.base.verify()
+        cache.finetuned.verify()
+    return cache
 
 
 def _collect(
@@ -169,6 +187,14 @@ def track(caches: Sequence[ActivationCache], pair: PairSpec, tracker: Tracker) -
             }
             published.append(tracker.publish(Path(folder), name, Kind.ACTIVATIONS, metadata, aliases=[cache.digest]))
     return [tracker.fetch(str(ref), Kind.ACTIVATIONS)[0] for ref in published]
+
+
+def with_existing(
+    config: DictConfig, method: CacheReader, study: Study, tracker: Tracker
+) -> tuple[Study, list[ArtifactRef]]:
+    """The study with those caches of its corpora that exist and that the method can read, tracked as used."""
+    found = [each for each in existing(config, study.pair, study.corpora) if method.can_read(each, study.pair)]
+    return replace(study, caches=found), track(found, study.pair.spec, tracker)
 
 
 def _reference(cache: ActivationCache) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """From a composed config to plain values: the config ends here."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,6 +51,12 @@ def training_corpus(config: DictConfig) -> CorpusSpec | None:
     if not config.preprocessing.training_corpus or config.organism.training_corpus is None:
         return None
     return instantiate(config.organism.training_corpus, _convert_="object")
+
+
+def with_training_corpus(config: DictConfig, study: Study) -> Study:
+    """The study with the organism's training data among its corpora, if they are asked for."""
+    training = training_corpus(config)
+    return study if training is None else replace(study, corpora=[*study.corpora, Corpus(pin_corpus(training))])
 
 
 def tracker(config: DictConfig, job: str) -> Tracker:

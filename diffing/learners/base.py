@@ -1,6 +1,7 @@
 """What every fitted learner is: a torch module of one pair and one layer that knows how it was made.
 
     weights.safetensors    the state dict
+    training.json          what was logged while it was trained, if it was trained in steps
     recipe.json            written last: a folder without it is not a learner
 
 A learner is built from its recipe alone and then filled, so loading one needs neither a config nor the caches.
@@ -94,9 +95,13 @@ class Recipe(Spec):
 class Learner(nn.Module, ABC):
     """A fitted decomposition of one layer's activations. `__init__` takes the recipe alone and sets every shape."""
 
+    history: Mapping[str, Sequence[float | int]]
+    """What was logged of its training, by name: an entry for each time, `step` among the names. No part of what the
+    learner is: timings differ from run to run. Empty if it was not trained in steps."""
+
     def __init__(self, recipe: Recipe):
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.history = recipe, {}
 
     @abstractmethod
     def encode(self, rows: Float[Tensor, "batch *side d_model"]) -> Float[Tensor, "batch latent"]:
@@ -113,6 +118,8 @@ class Learner(nn.Module, ABC):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(weights, folder / "weights.safetensors")
+            if self.history:
+                (folder / "training.json").write_text(json.dumps(self.history), "utf-8")
             (folder / "recipe.json").write_text(json.dumps(recipe, indent=1, ensure_ascii=False), "utf-8")
         except (OSError, SafetensorError) as error:
             raise StorageFailed(f"cannot write the {self.recipe.kind} to {folder}: {error}") from error
@@ -132,6 +139,7 @@ def load_learner(folder: Path) -> Learner:
             f"{folder}: weights.safetensors is not what recipe.json says ({type(error).__name__}: {error}); "
             f"fit the {recipe.kind} again"
         ) from error
+    learner.history = _read_history(folder / "training.json")
     return learner
 
 
@@ -153,6 +161,13 @@ def _pair(cache: ActivationCache) -> str:
     spec = cache.finetuned.spec
     assert spec.finetuned is not None, "a finetuned store has a variant"
     return f"{spec.base.id} and {spec.finetuned.id or 'itself'}"
+
+
+def _read_history(path: Path) -> dict[str, list[float | int]]:
+    try:
+        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise SchemaMismatch(f"{path} is not what was logged of a training ({error}); delete it") from error
 
 
 def _read_recipe(folder: Path) -> Recipe:

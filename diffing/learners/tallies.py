@@ -24,14 +24,24 @@ class Sums:
     @torch.no_grad()
     def add(self, **values: Shaped[Tensor, "..."]) -> None:
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0) + value.double()
+            before = self._sums.get(name)
+            self._sums[name] = value.double() + (0 if before is None else before.to(value.device))
         self.added += 1
 
+    def totals(self) -> dict[str, Tensor]:
+        """The sums over all ranks, on the CPU."""
+        return {name: over_ranks(value, "sum").cpu() for name, value in self._sums.items()}
+
     def drain(self) -> dict[str, Tensor]:
-        """The sums over all ranks, on the CPU; they start again from zero."""
-        totals = {name: over_ranks(value, "sum").cpu() for name, value in self._sums.items()}
+        """`totals`; the sums start again from zero."""
+        totals = self.totals()
         self.__init__()  # type: ignore[misc]
         return totals
+
+    def restore(self, totals: Mapping[str, Tensor], added: int) -> None:
+        """Goes on from what `totals` gave after so many calls: every rank has an equal share of it."""
+        self._sums = {name: value / world_size() for name, value in totals.items()}
+        self.added = added
 
 
 def squares(rows: Float[Tensor, "batch width"], n_streams: int) -> Float[Tensor, " side"]:
@@ -58,6 +68,14 @@ class TrainingTally:
         active = codes.offsets[-1]
         self._sums.add(**losses, active=active, total=squares(rows, n_streams), error=squares(error, n_streams))
         self._rows += len(rows) * world_size()
+
+    def state(self) -> dict[str, object]:
+        """What `restore` needs; the same on every rank, if every rank asks for it."""
+        return {"sums": self._sums.totals(), "added": self._sums.added, "rows": self._rows}
+
+    def restore(self, state: Mapping) -> None:
+        self._sums.restore(state["sums"], state["added"])
+        self._rows = state["rows"]
 
     def drain(self) -> dict[str, float]:
         """Means since the last call. FVE takes the mean of normalised rows to be what it is over all caches: 0."""

@@ -6,6 +6,7 @@ every `LOG_EVERY` steps. Data-parallel ranks choose active latents together and 
 steps that one device would take with the rows of all.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ from diffing.learners.schedules import Training
 from diffing.learners.sparse import autoencode, sparse_pays
 from diffing.learners.tallies import Evaluation, TrainingTally
 
+log = logging.getLogger(__name__)
 LOG_EVERY = 50
 ADAM_EPSILON = 6.25e-10
 """For losses of about 1, as in arXiv 2406.04093: latents that are seldom active have gradients near the usual 1e-8."""
@@ -74,7 +76,11 @@ class DictionaryFit(LightningModule):
         self._batch_top_k = SharedBatchTopK()
         stream = learner.recipe.stream
         streams = list(Side) if stream is None else [stream]
-        self._tally, self._evaluation, self._since = TrainingTally(streams), Evaluation(streams), time.perf_counter()
+        self._tally, self._evaluation = TrainingTally(streams), Evaluation(streams)
+        self._since = time.perf_counter()
+        """When the first batch of the tally was begun, less the time that no process trained."""
+        self._seconds = 0.0
+        self._history: dict[str, list[float | int]] = {}
 
     @classmethod
     def of(
@@ -113,9 +119,10 @@ class DictionaryFit(LightningModule):
         return cls(learner, settings, steps)
 
     def dictionary(self) -> Dictionary:
-        """A copy of the dictionary as it is now."""
+        """A copy of the dictionary as it is now, with what was logged so far."""
         learner = type(self.learner)(self.learner.recipe)
         learner.load_state_dict(self.learner.state_dict())
+        learner.history = {name: list(values) for name, values in self._history.items()}
         return learner
 
     def losses(self, rows: Float[Tensor, "batch width"]) -> tuple[Losses, Codes, Float[Tensor, "batch width"]]:
@@ -179,10 +186,16 @@ class DictionaryFit(LightningModule):
         return Adam8bit(parameters, self.settings.lr, eps=ADAM_EPSILON)
 
     def on_train_start(self) -> None:
-        self._since = time.perf_counter()
+        self._since = time.perf_counter() - self._seconds
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        checkpoint["fit"] = {"recipe": self.learner.recipe.digest, "steps_done": self.steps_done}
+        checkpoint["fit"] = {
+            "recipe": self.learner.recipe.digest,
+            "steps_done": self.steps_done,
+            "tally": self._tally.state(),
+            "seconds": time.perf_counter() - self._since,
+            "history": self._history,
+        }
 
     def on_load_checkpoint(self, checkpoint: Mapping) -> None:
         """Raises InvalidSetting for a checkpoint of another training."""
@@ -192,7 +205,10 @@ class DictionaryFit(LightningModule):
                 "the checkpoint to resume from is of another training (other caches or settings): "
                 "delete it to start over, or set the settings back"
             )
-        self.steps_done = stored["steps_done"]
+        self.steps_done, self._history = stored["steps_done"], stored["history"]
+        self._tally.restore(stored["tally"])
+        self._seconds = stored["seconds"]
+        log.info("resuming layer %d at step %d of %d", self.learner.recipe.layer, self.steps_done, self.steps)
 
     def _selection(self, weight: Tensor | None) -> Callable[[Tensor], Codes]:
         sparsity = self.learner.sparsity
@@ -255,6 +271,8 @@ class DictionaryFit(LightningModule):
         if self.learner.sparsity.activation != "relu":
             means["k"] = self.settings.k_at(self.steps_done - 1, cast(int, self.learner.sparsity.k))
         self._since = now
+        for name, value in {"step": self.steps_done, **means}.items():
+            self._history.setdefault(name, []).append(value)
         self._send({f"train/{name}": value for name, value in means.items()})
 
     def _send(self, metrics: Mapping[str, float]) -> None:

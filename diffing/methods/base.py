@@ -15,6 +15,7 @@ from diffing.activations.store import ActivationCache
 from diffing.axes import Stream
 from diffing.errors import InvalidSetting, UnknownName
 from diffing.learners.base import Learner, load_learner
+from diffing.learners.scratch import Scratch
 from diffing.models.pair import ModelPair
 from diffing.report import Report
 from diffing.specs import JSON
@@ -54,6 +55,8 @@ class Study:
     """One per corpus whose activations are stored."""
     learners: Mapping[str, Path] = field(default_factory=dict)
     """Folders of what was fitted, by the names that `fit` gave."""
+    scratch: Scratch = field(default_factory=Scratch)
+    """Where a fit goes on that was interrupted."""
 
     def cached_layers(self, depths: Sequence[float | int] | None) -> list[int]:
         """Absolute layers to analyse, ascending; None takes all that are cached.
@@ -90,6 +93,19 @@ class DiffingMethod(Protocol):
     name: ClassVar[str]
 
     def run(self, study: Study) -> Report: ...
+
+
+@runtime_checkable
+class CacheReader(Protocol):
+    """A method that reads activation caches where there are any, and the models where there are none."""
+
+    name: ClassVar[str]
+
+    def run(self, study: Study) -> Report: ...
+
+    def can_read(self, cache: ActivationCache, pair: ModelPair) -> bool:
+        """Whether the cache holds all that would be read of its corpus through the models."""
+        ...
 
 
 @runtime_checkable

@@ -21,7 +21,8 @@ def overrides_of(base_folder: Path, adapter_folder: Path, tmp_path: Path) -> lis
         "diffing/method=pca", "organism=demo_nautical", "tracker=local", f"tracker.root={tmp_path / 'store'}",
         "corpus=[file]", f"corpora.file.id={text}", f"model.id={base_folder}", "model.bundled=null", "device=cpu",
         f"organism.variants.default.smollm2_135m.id={adapter_folder}", "preprocessing.layers=[1,2]",
-        f"infrastructure.activations_dir={tmp_path / 'activations'}", "diffing.method.n_components=4",
+        f"infrastructure.activations_dir={tmp_path / 'activations'}",
+        f"infrastructure.checkpoints_dir={tmp_path / 'checkpoints'}", "diffing.method.n_components=4",
     ]  # fmt: skip
 
 

@@ -48,6 +48,22 @@ def test_a_learner_comes_back_as_it_was(tmp_path: Path, pca: PCA) -> None:
     assert torch.equal(loaded.encode(rows), pca.encode(rows))
 
 
+def test_what_was_logged_of_a_training_is_kept_beside_the_learner_and_is_no_part_of_it(
+    tmp_path: Path, pca: PCA
+) -> None:
+    pca.save(tmp_path / "without")
+    assert not (tmp_path / "without" / "training.json").exists()
+    assert load_learner(tmp_path / "without").history == {}
+    pca.history = {"step": [50, 60], "loss": [0.1 + 0.2, 1e-30]}
+    pca.save(tmp_path / "with")
+    loaded = load_learner(tmp_path / "with")
+    assert loaded.history == pca.history
+    assert loaded.recipe.digest == load_learner(tmp_path / "without").recipe.digest
+    (tmp_path / "with" / "training.json").write_text("{half")
+    with pytest.raises(SchemaMismatch, match=r"training\.json"):
+        load_learner(tmp_path / "with")
+
+
 @given(
     stream=st.none() | st.sampled_from(Stream),
     caches=st.lists(st.text()),

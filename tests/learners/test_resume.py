@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from diffing.activations.loader import ActivationBatch
 from diffing.activations.store import ActivationCache
 from diffing.errors import InvalidSetting, NonFiniteActivations, StorageFailed
+from diffing.learners import training
 from diffing.learners.base import load_learner
 from diffing.learners.crosscoder import Crosscoder
 from diffing.learners.dictionary import Dictionary, Sparsity
@@ -49,6 +50,11 @@ def state(fitting: DictionaryFit) -> dict[str, Tensor]:
     return fitting.state_dict() | named
 
 
+def curves(fitting: DictionaryFit) -> dict[str, Sequence[float]]:
+    """What was logged, less what no two runs have in common."""
+    return {name: values for name, values in fitting.dictionary().history.items() if name != "rows_per_second"}
+
+
 def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
@@ -62,8 +68,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
 @pytest.mark.parametrize("stop_after", [12, 29, 46])
 @pytest.mark.parametrize("kind", KINDS.values())
 def test_an_interrupted_training_ends_bit_for_bit_where_an_uninterrupted_one_does(
-    tmp_path: Path, cache: ActivationCache, kind: type[Dictionary], stop_after: int
+    tmp_path: Path, cache: ActivationCache, kind: type[Dictionary], stop_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY", 8)  # a checkpoint has half of what the next line is about
     whole = fitting_of(kind, cache)
     train(whole, [cache], pool_rows=700)
     steps = []
@@ -81,6 +88,8 @@ def test_an_interrupted_training_ends_bit_for_bit_where_an_uninterrupted_one_doe
     train(resumed, [cache], pool_rows=700, checkpoint=tmp_path / "c", every_n_steps=5, on_batch=again.append)
     assert len(again) == 47 - stop_after // 5 * 5, "and does not start over"
     assert_equal(state(resumed), state(whole))
+    assert curves(resumed) == curves(whole)
+    assert curves(whole)["step"] == [8, 16, 24, 32, 40, 47]
     assert int(whole.dead.rows_since.max()) > 1_000, "some latents were dead"
 
 
@@ -140,6 +149,10 @@ def test_what_is_logged_is_what_happened(tmp_path: Path, cache: ActivationCache)
         explained = (line["train/fve_base"] + line["train/fve_finetuned"]) / 2
         assert explained == pytest.approx(1 - line["train/reconstruction"], abs=0.02), "of a mean square of about 1"
         assert line["train/rows_per_second"] > 0
+    for name, values in crosscoder.history.items():
+        logged = [line["step" if name == "step" else f"train/{name}"] for line in (first, last)]
+        assert list(values) == pytest.approx(logged), name
+    assert crosscoder.history.keys() == {name.removeprefix("train/") for name in first}
     assert last["train/threshold"] == float(crosscoder.threshold) > 0
     assert last["train/lr"] == pytest.approx(1e-2 * (60 - 59) / 12)
 
@@ -224,12 +237,18 @@ ON_TWO = """
 import sys, torch
 from pathlib import Path
 from diffing.activations.store import ActivationCache
-from tests.learners.test_resume import VARIANTS, on_ranks
+from diffing.learners.training import train
+from tests.learners.test_resume import KINDS, VARIANTS, curves, fitting_of, on_ranks, state
 
 torch.set_num_threads(1)
 out, base, finetuned = map(Path, sys.argv[1:])
-fits = [on_ranks(*variant, ActivationCache(base, finetuned), 2) for variant in VARIANTS]
-torch.save([fitting.state_dict() for fitting in fits], out / f"{fits[0].trainer.global_rank}.pt")
+cache = ActivationCache(base, finetuned)
+fits = [on_ranks(*variant, cache, 2) for variant in VARIANTS]
+whole, rest = (fitting_of(KINDS["sae"], cache, max_steps=30) for _ in range(2))
+for fitting in (whole, rest):
+    train(fitting, [cache], devices=2, checkpoint=out / "c", every_n_steps=17)
+resumed = [(state(fitting), curves(fitting)) for fitting in (whole, rest)]
+torch.save(([fitting.state_dict() for fitting in fits], resumed), out / f"{whole.trainer.global_rank}.pt")
 """
 
 
@@ -245,10 +264,15 @@ def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3_000:]
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    for variant, first, second in zip(VARIANTS, *ranks, strict=True):
+    for variant, first, second in zip(VARIANTS, *(fits for fits, _ in ranks), strict=True):
         assert_equal(first, second)
         alone = on_ranks(*variant, cache, 1).state_dict()
         assert alone["dead.listed"][:5].all(), "the auxiliary loss was at work"
         for name, value in alone.items():
             said = f"{variant} {name}: {{}}".format
             torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4, msg=said)
+    for _, (whole, rest) in ranks:
+        assert_equal(rest[0], whole[0])
+        assert rest[1]["step"] == [30]
+        for name, values in whole[1].items():
+            assert rest[1][name] == pytest.approx(values, rel=1e-9), f"{name} of all 30 steps, 17 of them before"
