@@ -45,7 +45,7 @@ def tiny_overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         METHOD, "organism=demo_nautical", "tracker=local", "corpus=[file]", f"corpora.file.id={text}",
         f"model.id={base}", "model.bundled=null", f"organism.variants.default.smollm2_135m.id={adapter}",
         "diffing.method.layers=[1]", "diffing.method.steering_layers=[1]", "diffing.method.n_positions=8",
-        "diffing.method.max_new_tokens=3", "diffing.method.prompts=[Bread?]",
+        "diffing.method.answers.max_new_tokens=3", "diffing.method.answers.prompts=[Bread?]",
     ]  # fmt: skip
 
 

@@ -59,6 +59,11 @@ class Moments:
         """Of the population: divided by the count."""
         return self.m2 / max(self.count, 1)
 
+    @property
+    def rms_norm(self) -> float:
+        """Root mean square of the rows' L2 norms."""
+        return math.sqrt(float(self.mean.square().sum() + self.variance.sum()))
+
 
 @dataclass(frozen=True, eq=False)
 class Normaliser:

@@ -11,8 +11,8 @@ block size, order of blocks, or split that is merged.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,10 +22,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from diffing.activations.store import ActivationCache
-from diffing.activations.streams import select
-from diffing.axes import Stream
 from diffing.errors import InvalidSetting, NonFiniteActivations, SchemaMismatch
+from diffing.lenses.texts import Texts, windows
 from diffing.report import Table, View
 
 _AT_ONCE = 1 << 20
@@ -35,68 +33,9 @@ _COLUMNS = {
     "corpus": "corpus that the window is from",
     "rank": "place among the windows of this corpus, 1 is the most extreme",
     "document": "number of the document in its corpus, counted from 0",
-    "position": "position of the peak within the document, counted from 0 (tokens)",
+    "position": "position within the document of the token that the window is around, counted from 0 (tokens)",
     "tokens": "decoded tokens of the window, white space kept",
 }
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Consecutive documents of a corpus. The scored tokens of a document are a suffix of it, possibly empty."""
-
-    first: int
-    """Number of the first document in its corpus."""
-    ids: Int[Tensor, " token"]
-    """Tokens of all documents, one document after another."""
-    offsets: Int[Tensor, " documents_plus_1"]
-    """Document j has the tokens `ids[offsets[j] : offsets[j + 1]]`."""
-    rows: Int[Tensor, " documents_plus_1"]
-    """Document j has the scores `rows[j] : rows[j + 1]`."""
-
-    @classmethod
-    def of(cls, documents: Sequence[Sequence[int]], first: int, n_skipped: int = 0) -> "Texts":
-        """Token lists as they are; the first `n_skipped` tokens of each have no score."""
-        lengths = torch.tensor([0, *map(len, documents)], dtype=torch.int64)
-        ids = torch.tensor([token for document in documents for token in document], dtype=torch.int64)
-        scored = (lengths - n_skipped).clamp(min=0)
-        return cls(first, ids, lengths.cumsum(0), scored.cumsum(0))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-
-@dataclass(frozen=True)
-class CacheBlock:
-    """Whole documents of a cache, at one layer."""
-
-    base: Float[Tensor, "token d_model"]
-    finetuned: Float[Tensor, "token d_model"]
-    texts: Texts
-
-    def stream(self, stream: Stream) -> Float[Tensor, "token d_model"]:
-        """Rows of a stream, in float32 or wider."""
-        return select(stream, self.base, self.finetuned)
-
-
-def document_blocks(
-    cache: ActivationCache, layer: int, rows: int = 8192, *, start: int = 0, stop: int | None = None
-) -> Iterator[CacheBlock]:
-    """Documents `start` to `stop` in order, as many at a time as have up to `rows` rows; one that has more comes alone.
-
-    Documents without a row may be left out.
-    """
-    borders = cache.base.document_rows()
-    last = len(borders) - 1 if stop is None else min(stop, len(borders) - 1)
-    while start < last:
-        fitting = int(torch.searchsorted(borders, int(borders[start]) + rows, right=True)) - 1
-        end = min(max(fitting, start + 1), last)
-        low, high = int(borders[start]), int(borders[end])
-        if low < high:
-            documents = [cache.base.document_tokens(number) for number in range(start, end)]
-            lengths = torch.tensor([0, *map(len, documents)], dtype=torch.int64)
-            texts = Texts(start, torch.cat(documents), lengths.cumsum(0), borders[start : end + 1] - low)
-            yield CacheBlock(*cache.read(layer, low, high), texts)
-        start = end
 
 
 @dataclass(frozen=True)
@@ -178,9 +117,8 @@ class TopExamples:
         `ranked_by` gives each document a value to be ranked by, such as its mean, in place of its peak; the window
         stays around the peak. Raises NonFiniteActivations for a NaN, or an infinite peak.
         """
-        _check(scores, texts, self.n_scores)
-        scores = scores.detach().float()
-        texts = Texts(texts.first, *(item.to(scores.device) for item in (texts.ids, texts.offsets, texts.rows)))
+        texts.check(scores, self.n_scores)
+        scores, texts = scores.detach().float(), texts.to(scores.device)
         values, at = self._peaks(scores, texts)
         _check_finite(values, texts, self.n_scores)
         if ranked_by is not None:
@@ -265,20 +203,12 @@ class TopExamples:
         scores: Float[Tensor, "token all_scores"],
         texts: Texts,
     ) -> _Windows:
-        """The windows around the peaks of some documents of a block, aligned at their first tokens."""
-        first, n_rows = texts.offsets[document], texts.rows.diff()[document]
-        length = texts.offsets.diff()[document]
-        skipped = length - n_rows
-        position = skipped + at[document, part[:, None]]
-        start = (position - self.before).clamp(min=0)
-        tokens = start[..., None] + torch.arange(len(self._multipliers), device=start.device)
-        inside = tokens < torch.minimum(length, position + self.after + 1)[..., None]
-        ids = texts.ids[(first[..., None] + tokens).clamp(max=len(texts.ids) - 1)].masked_fill(~inside, -1)
-        rows = (texts.rows[document] - skipped)[..., None] + tokens
-        trace = scores[rows.clamp(0, len(scores) - 1), (part % self.n_scores)[:, None, None]]
-        trace = trace.masked_fill(~inside | (tokens < skipped[..., None]), math.nan)
+        """The windows around the peaks of some documents of a block."""
+        position = texts.n_skipped[document] + at[document, part[:, None]]
+        score = (part % self.n_scores)[:, None].expand_as(document)
+        ids, trace = windows(texts, scores, score, document, position, self.before, self.after)
         key = ((ids.long() + 1) * self._multipliers).sum(-1)
-        return _Windows(value, texts.first + document, position, key, ids.int(), trace)
+        return _Windows(value, texts.first + document, position, key, ids, trace)
 
     def _merge(self, part: Int[Tensor, " score"], new: _Windows) -> None:
         both = _Windows(*(torch.cat([mine[part], added], 1) for mine, added in zip(self._held, new, strict=True)))
@@ -287,17 +217,6 @@ class TopExamples:
         each = torch.arange(len(part), device=part.device)[:, None]
         for mine, field in zip(self._held, both, strict=True):
             mine.index_copy_(0, part, field[each, order])
-
-
-def _check(scores: Tensor, texts: Texts, n_scores: int) -> None:
-    n_rows, n_tokens = int(texts.rows[-1]), int(texts.offsets[-1])
-    if scores.shape != (n_rows, n_scores) or len(texts.ids) != n_tokens or len(texts.rows) != len(texts.offsets):
-        raise SchemaMismatch(
-            f"scores of examples: expected [{n_rows}, {n_scores}] of documents with {n_tokens} tokens, got "
-            f"{list(scores.shape)} and {len(texts.ids)} tokens"
-        )
-    if bool((texts.rows.diff() > texts.offsets.diff()).any()):
-        raise SchemaMismatch("scores of examples: a document has more scores than tokens")
 
 
 def _check_finite(values: Float[Tensor, "document column"], texts: Texts, n_scores: int) -> None:
@@ -356,6 +275,12 @@ def example_table(
         del described["end"]
     group = [name for name in (*labels, "end", "corpus") if name in frame.columns]
     return Table(frame, about, described, View("heat", "tokens", group=group, weight="values"))
+
+
+def stacked(tables: Sequence[Table]) -> Table:
+    """The rows of tables that differ in nothing else, in one."""
+    frame = pd.concat([table.frame for table in tables], ignore_index=True)
+    return replace(tables[0], frame=frame)
 
 
 def _frame(

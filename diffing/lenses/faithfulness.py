@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from diffing.activations.streams import difference
@@ -25,12 +25,10 @@ from diffing.learners.base import Recipe
 from diffing.learners.codes import Codes
 from diffing.learners.dictionary import Dictionary
 from diffing.learners.sparse import decode
+from diffing.lenses.replay import read_at_once, record
 from diffing.models.pair import ModelPair
-from diffing.models.sites import decoder_blocks, residuals, unembed
+from diffing.models.sites import residuals, unembed
 from diffing.text.windows import TokenBatch
-
-LOGITS_AT_ONCE = 1 << 25
-"""Logits of one run that are held; some four times as many numbers are in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +117,8 @@ def bridge(
     """The effect of each patch, in one pass over the text.
 
     The first `skip_first` tokens of a sequence, which activation caches leave out, keep the finetuned model's residual
-    stream and are not measured. `on_batch` is told the number of sequences done after each batch. Raises
-    IncompatiblePair for a dictionary of another width or depth, and EmptyCorpus if there is nothing to measure.
+    stream and are not measured. `on_batch` is told the sequences of each batch that is done. Raises IncompatiblePair
+    for a dictionary of another width or depth, and EmptyCorpus if there is nothing to measure.
     """
     parts = _Parts(dictionary)
     edits = {name: parts.patched(patch) for name, patch in patches.items()}
@@ -216,7 +214,7 @@ def _effects(
             _add_batch(pair, dictionary, batch, measured, targets, edits, sums)
         n_tokens, n_targets = n_tokens + len(targets), n_targets + int((targets >= 0).sum())
         n_sequences += len(batch.ids)
-        on_batch(n_sequences)
+        on_batch(len(batch.ids))
     if not n_tokens:
         raise EmptyCorpus(
             f"no token to measure in {n_sequences} sequences; the first {skip_first} of each are left out"
@@ -241,42 +239,15 @@ def _add_batch(
     with pair.using(Side.BASE) as model:
         base = residuals(model, batch, [layer])[layer]
     with pair.using(Side.FINETUNED) as model:
-        finetuned, own, upper_half = _run(model, batch, layer)
-        before, after = base[measured].float().to(device), finetuned[measured].float().to(device)
+        run = record(model, batch, layer)
+        before, after = base[measured].float().to(device), run.hidden[measured].float().to(device)
         rows = _Rows(before, after, dictionary.codes(dictionary.recipe.rows(before, after)))
         ends = {}
         for name, edit in edits.items():
-            hidden = finetuned.clone()
+            hidden = run.hidden.clone()
             hidden[measured] = edit(rows).to(hidden)
-            ends[name] = upper_half(hidden)[measured]
-        _compare(model, own[measured], ends, targets, sums)
-
-
-def _run(
-    model: PreTrainedModel, batch: TokenBatch, layer: int
-) -> tuple[Tensor, Tensor, Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]]:
-    """Residual streams at a layer and at the last one, and what leads from one to the other on this batch."""
-    calls: list[tuple[tuple, dict]] = []
-
-    def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        calls.append((args[1:], kwargs))
-
-    blocks = decoder_blocks(model)[layer + 1 :]
-    handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]
-    last = layer + len(blocks)
-    try:
-        found = residuals(model, batch, [layer, last])
-    finally:
-        for handle in handles:
-            handle.remove()
-
-    def upper_half(hidden: Tensor) -> Tensor:
-        for block, (args, kwargs) in zip(blocks, calls, strict=True):
-            output = block(hidden, *args, **kwargs)
-            hidden = output[0] if isinstance(output, tuple) else output
-        return hidden
-
-    return found[layer], found[last], upper_half
+            ends[name] = run.upper_half(hidden)[measured]
+        _compare(model, run.end[measured], ends, targets, sums)
 
 
 def _compare(
@@ -286,9 +257,7 @@ def _compare(
     targets: Int64[Tensor, " token"],
     sums: Mapping[str, Float64[Tensor, "2"]],
 ) -> None:
-    rows = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
-    for start in range(0, len(own), rows):
-        part = slice(start, start + rows)
+    for part in read_at_once(model, len(own)):
         expected = unembed(model, own[part]).log_softmax(-1)
         weights, next_tokens = expected.exp(), targets[part]
         known = next_tokens >= 0

@@ -82,6 +82,11 @@ class LatentStatistics:
         return self.n_active.double() / self.n_rows
 
     @property
+    def active_per_token(self) -> float:
+        """Latents that are active in a row, on average."""
+        return float(self.n_active.sum()) / self.n_rows
+
+    @property
     def dead(self) -> Bool[Tensor, " latent"]:
         return self.n_active == 0
 
@@ -184,8 +189,8 @@ def latent_statistics(
 ) -> LatentStatistics:
     """One pass over all rows of the caches. Latents active in fewer than `min_active` rows get no beta.
 
-    `on_rows` is told the number of rows done after each block. Raises IncompatiblePair for caches of another pair or
-    layers, NonFiniteActivations, and EmptyCorpus without a row.
+    `on_rows` is told the rows of each block that is done. Raises IncompatiblePair for caches of another pair or layers,
+    NonFiniteActivations, and EmptyCorpus without a row.
     """
     if not caches:
         raise MissingInput("latent statistics need activations, got no cache: name at least one corpus")
@@ -195,7 +200,7 @@ def latent_statistics(
     sums = _Sums(dictionary, caches)
     for batch in StoredRows(caches, layer, block_rows):
         sums.add(batch.to(dictionary.decoder.device))
-        on_rows(sums.n_rows)
+        on_rows(len(batch))
     if not sums.spread.squares.isfinite().all():
         raise NonFiniteActivations(
             f"NaN or infinity among the {sums.n_rows} rows of layer {layer}, or in this {dictionary.recipe.kind}"

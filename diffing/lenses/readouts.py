@@ -20,6 +20,8 @@ from diffing.report import Table, View
 
 Label = Mapping[str, object]
 
+BASE_MEAN, RANDOM = "base mean", "random direction"
+"""Names of the controls that are read beside what is claimed."""
 TOKEN_COLUMNS = {
     "rank": "place in the readout, 1 is the likeliest",
     "token": "decoded token, white space kept",
@@ -142,6 +144,11 @@ def own_tokens(frame: pd.DataFrame, mine: "pd.Series[bool]", controls: "pd.Serie
 def listed(tokens: "pd.Series[str]") -> str:
     """Tokens in words."""
     return ", ".join(repr(token) for token in tokens) or "nothing of its own"
+
+
+def read_as(tokens: Mapping[str, "pd.Series[str]"]) -> str:
+    """What was read, in words; by the names of the lenses' tables."""
+    return "; ".join(f"the {lens.replace('_', ' ')} reads {listed(found)}" for lens, found in tokens.items())
 
 
 def _rows(tokenizer: PreTrainedTokenizerBase, found: TopTokens, labels: Sequence[Label]) -> list[dict[str, object]]:

@@ -1,13 +1,14 @@
 """Batched sampling whose text does not depend on how the prompts were batched.
 
-Each row draws from a random stream of its own, keyed by the seed and the row's number, so that the batch size, the
-padding and the neighbours of a row change nothing but rounding. Steering adds one vector per row at the output of a
-block, at every position of the prompt and of the continuation.
+Each row draws from a random stream of its own, keyed by the seed and the row's number or one that is given, so that the
+batch size, the padding and the neighbours of a row change nothing but rounding. Steering adds one vector per row at the
+output of a block, at every position or at some (`Where`); what later positions attend to keeps what was added to it.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from jaxtyping import Float, Int
@@ -34,12 +35,39 @@ class Sampling:
             raise InvalidSetting(f"{self}: expected max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1")
 
 
+class Where(StrEnum):
+    """At which tokens a row is steered."""
+
+    ALL = "all"
+    PROMPT = "prompt"
+    """At those of the prompt alone."""
+    LINEAR_DECAY = "linear_decay"
+    """At those of the prompt, and ever less at new ones: none would be left at the one after the last."""
+
+    def factors(self, steps: int) -> Float[Tensor, " steps"]:
+        """What the vector is multiplied by at the prompt, at the first new token, at the second, and so on."""
+        at = torch.arange(steps)
+        match self:
+            case Where.ALL:
+                return torch.ones(steps)
+            case Where.PROMPT:
+                return (at == 0).float()
+            case Where.LINEAR_DECAY:
+                return 1 - at / steps
+
+
 @dataclass(frozen=True)
 class Steering:
     """One vector per prompt, added to the residual stream at the output of block `layer`; zero leaves a row alone."""
 
     layer: int
     vectors: Float[Tensor, "batch d_model"]
+    where: Where | Sequence[Where] = Where.ALL
+    """For all prompts, or one for each."""
+
+    def places(self) -> Sequence[Where]:
+        """One for each prompt."""
+        return [self.where] * len(self.vectors) if isinstance(self.where, Where) else self.where
 
 
 def generate(
@@ -51,19 +79,25 @@ def generate(
     steering: Steering | None = None,
     batch_size: int = 16,
     on_batch: Callable[[int], object] = lambda rows: None,
+    streams: Sequence[int] | None = None,
 ) -> list[str]:
     """One continuation per prompt (token ids in, text out, special tokens removed), in the order of the prompts.
 
-    `on_batch` is told the number of rows that were finished.
+    `on_batch` is told the number of rows that were finished. Rows draw from the random streams of these numbers; None
+    gives each its own.
     """
-    if steering is not None and len(steering.vectors) != len(prompts):
-        raise InvalidSetting(f"{len(prompts)} prompts but {len(steering.vectors)} steering vectors; expected one each")
+    streams = range(len(prompts)) if streams is None else streams
+    if steering is not None and not len(steering.vectors) == len(steering.places()) == len(prompts):
+        raise InvalidSetting(
+            f"{len(prompts)} prompts but {len(steering.vectors)} steering vectors and {len(steering.places())} places; "
+            "expected one each"
+        )
     texts: list[str] = []
     for start in range(0, len(prompts), batch_size):
         rows = range(start, min(start + batch_size, len(prompts)))
-        uniform = torch.stack([_row_stream(sampling, row) for row in rows])
+        uniform = torch.stack([_row_stream(sampling, streams[row]) for row in rows])
         batch = pad([prompts[row] for row in rows], pad_id=_pad_id(tokenizer), side="left")
-        edit = nullcontext() if steering is None else _steered(model, steering, rows)
+        edit = nullcontext() if steering is None else _steered(model, steering, rows, sampling.max_new_tokens)
         with edit:
             ids = _continue(model, batch, sampling, uniform, _end_ids(model, tokenizer))
         texts += tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)
@@ -80,14 +114,17 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _row_stream(sampling: Sampling, row: int) -> Tensor:
-    generator = torch.Generator().manual_seed(sampling.seed * 1_000_003 + row)
+def _row_stream(sampling: Sampling, stream: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sampling.seed * 1_000_003 + stream)
     return torch.rand(sampling.max_new_tokens, generator=generator)
 
 
-def _steered(model: PreTrainedModel, steering: Steering, rows: range):
-    added = steering.vectors[rows.start : rows.stop, None, :]
-    return editing(model, steering.layer, lambda hidden: hidden + added.to(hidden))
+def _steered(model: PreTrainedModel, steering: Steering, rows: range, max_steps: int) -> AbstractContextManager[None]:
+    """The model is run once on the prompts, then once on every new token but the last."""
+    vectors = steering.vectors[rows.start : rows.stop]
+    factors = torch.stack([where.factors(max_steps) for where in steering.places()[rows.start : rows.stop]])
+    added = (factor[:, None, None] * vectors[:, None] for factor in factors.to(vectors).unbind(1))
+    return editing(model, steering.layer, lambda hidden: hidden + next(added).to(hidden))
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

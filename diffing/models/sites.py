@@ -7,6 +7,7 @@ except for the last block, whose hidden state Hugging Face returns after the fin
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import reduce
 from typing import cast
 
@@ -149,41 +150,77 @@ def residuals(
     return dict(found)
 
 
-def _adapted(head: nn.Module, normed: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch vocab"] | float:
-    """What an adapter of the head that is switched on adds to its logits: `head.weight` is the base's alone."""
-    from peft.tuners.lora import LoraLayer
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """A model's own readout of residual vectors, computed for some of them at a time when they are asked for.
 
-    if not isinstance(head, LoraLayer) or head.disable_adapters:
-        return 0.0
-    names = [name for name in head.active_adapters if name in head.lora_A]
-    if any(head.use_dora[name] for name in names):
-        raise IncompatiblePair("the adapter of the output head is a DoRA, which the lenses cannot read")
-    factors = [(cast(Tensor, head.lora_A[name].weight), cast(Tensor, head.lora_B[name].weight)) for name in names]
-    added = [normed @ down.float().T @ up.float().T for down, up in factors]
-    return sum(part * head.scaling[name] for name, part in zip(names, added, strict=True))
+    Products, sums and the soft-cap are in float32, whatever the weights are.
+    """
+
+    normed: Float[Tensor, "batch d_model"]
+    """The vectors after the final norm, in float32."""
+    weight: Float[Tensor, "vocab d_model"]
+    bias: Float[Tensor, " vocab"] | None = None
+    low_rank: Sequence[tuple[Float[Tensor, "rank d_model"], Float[Tensor, "vocab rank"]]] = ()
+    """What adapters add to the weight, as factors in float32: `weight` is the base's alone."""
+    cap: float | None = None
+
+    @property
+    def n_vocab(self) -> int:
+        return len(self.weight)
+
+    @torch.no_grad()
+    def rows(
+        self, rows: slice, out: Float[Tensor, "part vocab"] | None = None, chunk: int = 32_768
+    ) -> Float[Tensor, "part vocab"]:
+        """Logits of some vectors, written to `out` if it is given.
+
+        A head that is not in float32 is widened `chunk` entries of the vocabulary at a time, never as a whole.
+        """
+        normed = self.normed[rows]
+        logits = normed.new_empty(len(normed), self.n_vocab) if out is None else out
+        step = self.n_vocab if self.weight.dtype == torch.float32 else chunk
+        for start in range(0, self.n_vocab, step):
+            part = slice(start, start + step)
+            torch.mm(normed, self.weight[part].float().T, out=logits[:, part])
+        if self.bias is not None:
+            logits += self.bias.float()
+        for down, up in self.low_rank:
+            logits.addmm_(normed @ down.T, up.T)
+        if self.cap is not None:
+            logits.div_(self.cap).tanh_().mul_(self.cap)
+        return logits
 
 
 @torch.no_grad()
-def unembed(
-    model: PreTrainedModel, hidden: Float[Tensor, "batch d_model"], chunk: int = 32_768
-) -> Float[Tensor, "batch vocab"]:
-    """The model's own readout of a residual vector, in float32: final norm, output head, soft-cap where it has one.
+def readout(model: PreTrainedModel, hidden: Float[Tensor, "batch d_model"]) -> Logits:
+    """Logits of residual vectors by the model as it is now: final norm, output head with the adapter that is switched
+    on, soft-cap where it has one. They stay those of this side after the pair is switched to the other.
 
-    At the output of the last block this gives the model's next-token logits. The head is applied in chunks of `chunk`
-    vocabulary entries, so that a bf16 head is never copied whole to float32.
+    At the output of the last block these are the model's next-token logits.
     """
     norm, head = final_norm(model), model.get_output_embeddings()
     parameters = {name: value.float() for name, value in norm.named_parameters()}
     normed = torch.func.functional_call(norm, parameters, hidden.to(head.weight.device).float())
-    weight, bias = head.weight, getattr(head, "bias", None)
-    pieces = [
-        nn.functional.linear(
-            normed, weight[start : start + chunk].float(), None if bias is None else bias[start : start + chunk].float()
-        )
-        for start in range(0, len(weight), chunk)
-    ]
-    logits = torch.cat(pieces, dim=-1) + _adapted(head, normed)
-    config = model.config.get_text_config()
-    if cap := getattr(config, "final_logit_softcapping", None):
-        logits = torch.tanh(logits / cap) * cap
-    return logits
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return Logits(normed, head.weight, getattr(head, "bias", None), _low_rank(head), cap or None)
+
+
+def unembed(
+    model: PreTrainedModel, hidden: Float[Tensor, "batch d_model"], chunk: int = 32_768
+) -> Float[Tensor, "batch vocab"]:
+    """All logits of `readout` at once; `chunk` as of `Logits.rows`."""
+    return readout(model, hidden).rows(slice(None), chunk=chunk)
+
+
+def _low_rank(head: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The factors of an adapter of the head that is switched on."""
+    from peft.tuners.lora import LoraLayer
+
+    if not isinstance(head, LoraLayer) or head.disable_adapters:
+        return []
+    names = [name for name in head.active_adapters if name in head.lora_A]
+    if any(head.use_dora[name] for name in names):
+        raise IncompatiblePair("the adapter of the output head is a DoRA, which the lenses cannot read")
+    factors = [(cast(Tensor, head.lora_A[name].weight), cast(Tensor, head.lora_B[name].weight)) for name in names]
+    return [(down.float(), up.float() * head.scaling[name]) for name, (down, up) in zip(names, factors, strict=True)]

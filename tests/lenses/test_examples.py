@@ -19,7 +19,8 @@ from diffing.activations.store import ActivationCache
 from diffing.axes import Side, Stream
 from diffing.errors import InvalidSetting, NonFiniteActivations, SchemaMismatch
 from diffing.html.views import view_of
-from diffing.lenses.examples import Examples, Texts, TopExamples, document_blocks, example_table
+from diffing.lenses.examples import Examples, TopExamples, example_table
+from diffing.lenses.texts import Texts, document_blocks
 from diffing.report import Report
 from tests import tiny
 from tests.activations.stores import write_cache
@@ -223,7 +224,8 @@ def test_scores_of_other_tokens_are_refused() -> None:
 
 def test_a_window_found_by_another_process_is_recognised(tmp_path: Path) -> None:
     code = (
-        "import sys, torch; from diffing.lenses.examples import Texts, TopExamples; top = TopExamples(1, 4, 2, 2);"
+        "import sys, torch; from diffing.lenses.examples import TopExamples;"
+        "from diffing.lenses.texts import Texts; top = TopExamples(1, 4, 2, 2);"
         "top.add(torch.tensor([[3.0], [1.0]]), Texts.of([[11, 12]], 7)); torch.save(top, sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "top.pt")], check=True)

@@ -17,7 +17,7 @@ from diffing.learners.base import Recipe
 from diffing.learners.crosscoder import Crosscoder
 from diffing.learners.dictionary import Dictionary, Sparsity
 from diffing.learners.sae import SAE
-from diffing.lenses import faithfulness
+from diffing.lenses import faithfulness, replay
 from diffing.lenses.faithfulness import Effect, Patch, bridge, controls, growing, ranked, recovered
 from diffing.models.pair import ModelPair
 from diffing.models.sites import decoder_blocks, editing, residuals
@@ -215,8 +215,8 @@ def test_padding_and_batches_change_nothing(
         bridge(lora_pair, dictionary, [batch("right")], patches),
         bridge(lora_pair, dictionary, halves, patches, on_batch=done.append),
     ]
-    assert done == [1, 4]
-    monkeypatch.setattr(faithfulness, "LOGITS_AT_ONCE", 3 * tiny.VOCAB)
+    assert done == [1, 3]
+    monkeypatch.setattr(replay, "LOGITS_AT_ONCE", 3 * tiny.VOCAB)
     found.append(bridge(lora_pair, dictionary, [batch("right")], patches))
     for effects in found:
         for name, effect in effects.items():
@@ -248,7 +248,7 @@ def test_each_set_costs_one_pass_of_the_upper_half_and_a_few_logits(
     monkeypatch.setattr(
         faithfulness, "unembed", lambda model, hidden: rows.append(len(hidden)) or unembed(model, hidden)
     )
-    monkeypatch.setattr(faithfulness, "LOGITS_AT_ONCE", 5 * tiny.VOCAB)
+    monkeypatch.setattr(replay, "LOGITS_AT_ONCE", 5 * tiny.VOCAB)
     patches = controls(LATENTS)
     bridge(full_pair, random_dictionary(None), [batch()], patches)
     for handle in handles:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffing.activations.store import ActivationCache
 from diffing.learners.schedules import Training
+from diffing.lenses.steering import Answers
 from diffing.models.pair import ModelPair
 from diffing.models.sites import residuals
 from diffing.models.sources import pin
@@ -25,11 +26,12 @@ from tests.activations.stores import write_cache
 LAYER, TOKEN, AMOUNT = 2, 300, 8.0
 DOCUMENTS, LENGTH = 250, 9
 SETTINGS: dict[str, Any] = {
-    "prompts": ["Bread?", "Boats?"], "lr": 1e-2, "rows_per_latent": 8,
+    "answers": Answers(["Bread?", "Boats?"], max_new_tokens=3), "lr": 1e-2, "rows_per_latent": 8,
     "training": Training(batch_size=128, epochs=1, warmup_steps=20),
     "read": 2, "drawn": 2, "candidates": 6, "bridge_documents": 6, "bridge_tokens": 9, "bridge_sizes": [1, 4],
     "top": 8, "patchscope_scales": [1.0], "patchscope_intersection": tiny.VOCAB, "examples": 3, "window": (2, 2),
-    "steering_layers": [LAYER], "steered": 1, "strengths": [0.5, 1.0], "max_new_tokens": 3,
+    "steering_layers": [LAYER], "steered": 2, "strengths": [0.5, 1.0], "per_band": 2,
+    "steering_at": ["all", "prompt"],
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffing.errors import EmptyCorpus, InvalidSetting
+from diffing.lenses.steering import Answers
 from diffing.methods.activation_difference_lens import ActivationDifferenceLens
 from diffing.methods.activation_difference_lens.tables import steering_findings, steering_table
 from diffing.methods.base import Study
@@ -21,9 +22,9 @@ from tests import tiny
 from tests.methods.studies import rows
 
 METHOD = ActivationDifferenceLens(
-    prompts=["Bread?", "Boats?"], layers=[2], steering_layers=[2], n_positions=10, positions=[0, 1, 2], top=8,
-    max_new_tokens=4, patchscope_scales=[1.0], patchscope_intersection=tiny.VOCAB, strengths=[0.5, 1.0],
-    samples_per_prompt=2,
+    answers=Answers(["Bread?", "Boats?"], max_new_tokens=4, samples_per_prompt=2), layers=[2],
+    steering_layers=[2], n_positions=10, positions=[0, 1, 2], top=8,
+    patchscope_scales=[1.0], patchscope_intersection=tiny.VOCAB, strengths=[0.5, 1.0],
 )  # fmt: skip
 TOKEN = 299
 
@@ -80,8 +81,8 @@ def test_every_prompt_is_answered_under_every_condition(lora_pair: ModelPair, co
     assert set(counts.index.get_level_values("condition")) == {
         "unsteered", "steered 0.5", "steered 1", "random direction 1",
     }  # fmt: skip
-    assert (counts == METHOD.samples_per_prompt).all()
-    assert len(counts) == len(METHOD.prompts) * 4
+    assert (counts == METHOD.answers.samples_per_prompt).all()
+    assert len(counts) == len(METHOD.answers.prompts) * 4
 
 
 def test_batching_changes_no_number(lora_pair: ModelPair, corpus: Corpus) -> None:
@@ -169,8 +170,11 @@ def test_a_layer_out_of_range_is_refused(lora_pair: ModelPair, corpus: Corpus) -
 @pytest.mark.real_model
 def test_on_the_real_pair_the_difference_names_the_domain_and_the_sides_do_not(real_pair: ModelPair) -> None:
     method = ActivationDifferenceLens(
-        prompts=["Tell me something interesting.", "Write a short story.", "Give me some advice for my day."],
-        layers=[0.97, 0.5], n_positions=8, max_texts=100, max_new_tokens=32,
+        answers=Answers(
+            ["Tell me something interesting.", "Write a short story.", "Give me some advice for my day."],
+            max_new_tokens=32,
+        ),
+        layers=[0.97, 0.5], n_positions=8, max_texts=100,
     )  # fmt: skip
     corpus = Corpus(CorpusSpec(name="python_docs", source="embedded", id="python_docs"))
     report = method.run(Study(real_pair, [corpus]))

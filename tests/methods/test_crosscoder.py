@@ -119,7 +119,7 @@ def test_orders_of_the_bridge_are_those_of_the_table(report: Report) -> None:
 
 
 def test_figures_show_the_norms_the_scatter_and_the_bridge(report: Report) -> None:
-    assert set(report.figures) == {"delta_histogram", "scatter", "bridge"}
+    assert set(report.figures) == {"delta_histogram", "scatter", "bridge", "training"}
     alive = len(report.tables["latents"].frame) - report.scalars["dead_latents"].value
     traces: Any = report.figures["delta_histogram"].plotly["data"]
     assert sum(traces[0]["y"]) == alive
@@ -134,8 +134,9 @@ def test_latents_may_be_dedicated_to_a_side(study: Study, tmp_path: Path) -> Non
     assert not base[-n:].any()
     assert base[:-n].all()
     fitted.save(tmp_path)
-    report = replace(method, noise=False).run(replace(study, learners={f"layer_{planted.LAYER}": tmp_path}))
+    report = replace(method, noise=False, per_band=0).run(replace(study, learners={f"layer_{planted.LAYER}": tmp_path}))
     assert set(rows(report, "latents").iloc[:n]["class_norm"]) <= {"base-only", "dead"}
+    assert set(report.tables["examples"].frame["band"]) == {"top"}  # no bands were asked for
 
 
 def test_a_real_pair_gives_a_report_that_survives_the_round_trip(lora_pair: ModelPair, tmp_path: Path) -> None:

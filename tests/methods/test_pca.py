@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffing.activations.store import ActivationCache
 from diffing.errors import IncompatiblePair, InvalidSetting
+from diffing.lenses.steering import Answers
 from diffing.methods.base import Study
 from diffing.methods.pca import PrincipalComponents
 from diffing.models.pair import ModelPair
@@ -22,8 +23,8 @@ from tests.activations.stores import write_cache
 from tests.methods.studies import collected, rows, study_of
 
 METHOD = PrincipalComponents(
-    prompts=["Bread?", "Boats?"], n_components=8, read=2, steered=1, steering_layers=[2], top=8, max_new_tokens=3,
-    patchscope_scales=[1.0], patchscope_intersection=tiny.VOCAB, strengths=[1.0, 2.0], examples=3, window=(2, 2),
+    answers=Answers(["Bread?", "Boats?"], max_new_tokens=3), n_components=8, read=2, steered=1, steering_layers=[2],
+    top=8, patchscope_scales=[1.0], patchscope_intersection=tiny.VOCAB, strengths=[1.0, 2.0], examples=3, window=(2, 2),
     batch_size=64,
 )  # fmt: skip
 MEAN_TOKEN, COMPONENT_TOKEN = 299, 300
@@ -107,7 +108,7 @@ def test_strength_one_is_the_largest_projection_in_that_direction(
     for direction in ("mean", "component 0 +", "component 0 -"):
         assert length[direction, "random direction"] == pytest.approx(length[direction, "strength 2"], rel=1e-4)
         assert length[direction, "unsteered"] == 0
-    assert len(samples) == len(METHOD.prompts) * 3 * (2 + len(METHOD.strengths))
+    assert len(samples) == len(METHOD.answers.prompts) * 3 * (2 + len(METHOD.strengths))
     unsteered = samples[samples["kind"] == "unsteered"]
     assert (unsteered.groupby("prompt")["text"].nunique() == 1).all()
 

@@ -73,13 +73,33 @@ def test_examples_show_what_the_latent_adds_in_units_of_the_stream(
     dictionary = dictionary_of(study)
     read = dictionary.recipe.rows(*cache.read(planted.LAYER, 0, cache.n_rows))
     added = dictionary.encode(read)[:, latent] * dictionary.directions(Side.FINETUNED)[latent].norm()
-    shown = rows(report, "examples", vector=f"latent {latent}", rank=1).iloc[0]
+    shown = rows(report, "examples", vector=f"latent {latent}", band="top", rank=1).iloc[0]
     window = cache.window(int(added.argmax()), 2, 2)
     assert shown["tokens"] == [tiny.tokenizer().decode([token]) for token in window.ids.tolist()]
     assert shown["value"] == pytest.approx(float(added.max()), rel=1e-4)
     assert float(added.max()) == pytest.approx(float(planted.amounts().max()), rel=0.25)
     largest = rows(report, "latents", latent=latent).iloc[0]["largest_length"]
     assert largest == pytest.approx(float(added.max()), rel=1e-4)
+
+
+def test_examples_are_drawn_from_all_of_a_latents_range(study: Study, report: Report, cache: ActivationCache) -> None:
+    dictionary = dictionary_of(study)
+    latent = int(rows(report, "contributions", rank=1).iloc[0]["latent"])
+    read = dictionary.recipe.rows(*cache.read(planted.LAYER, 0, cache.n_rows))
+    added = dictionary.encode(read)[:, latent] * dictionary.directions(Side.FINETUNED)[latent].norm()
+    quarter = float(added.max()) / 4
+    shown = rows(report, "examples", vector=f"latent {latent}")
+    assert set(shown["why"]) == {"top"}
+    assert (shown["band"] == "top").sum() == METHOD.examples
+    for number, band in enumerate(("0-25 %", "25-50 %", "50-75 %", "75-100 %")):
+        drawn = shown[shown["band"] == band]
+        in_band = (added > number * quarter) & (added <= (number + 1) * quarter)
+        assert len(drawn) == min(METHOD.per_band, int(in_band.sum()))
+        assert len(drawn) == METHOD.per_band or number < 2
+        for row in drawn.itertuples():
+            assert number * quarter < row.value <= (number + 1) * quarter * (1 + 1e-5)
+            at = row.document * (planted.LENGTH - 1) + row.position - 1
+            assert row.value == pytest.approx(float(added[at]), rel=1e-4)
 
 
 def test_steering_at_one_adds_what_the_latent_adds_where_it_is_largest(study: Study, report: Report) -> None:
@@ -89,11 +109,24 @@ def test_steering_at_one_adds_what_the_latent_adds_where_it_is_largest(study: St
     values = torch.zeros(2, dictionary.sparsity.n_latents)
     values[1, latent] = peak
     without, with_it = dictionary.decode(values)
-    lengths = report.tables["steering"].frame.groupby("condition")["length"].first()
-    assert lengths[f"latent {latent}, value 1"] == pytest.approx(float((with_it - without).norm()), rel=1e-4)
-    assert lengths[f"latent {latent}, value 0.5"] == pytest.approx(float((with_it - without).norm()) / 2, rel=1e-4)
-    assert lengths["random direction"] == pytest.approx(lengths.max(), rel=1e-4)
-    assert lengths["unsteered"] == 0
+    added = float((with_it - without).norm())
+    for where in METHOD.steering_at:
+        steered = rows(report, "steering", direction=f"latent {latent}", where=where)
+        lengths = steered.groupby("condition")["length"].first()
+        assert lengths["strength 1"] == pytest.approx(added, rel=1e-4)
+        assert lengths["strength 0.5"] == pytest.approx(added / 2, rel=1e-4)
+        assert lengths["unsteered"] == 0
+
+
+def test_each_latent_that_steers_stands_beside_controls_of_its_own(report: Report) -> None:
+    samples, best = report.tables["steering"].frame, rows(report, "contributions")["latent"].head(METHOD.steered)
+    assert set(samples["direction"]) == {f"latent {latent}" for latent in best}
+    lengths = samples.groupby(["direction", "where", "kind"])["length"].max().unstack()
+    assert lengths["random"].tolist() == pytest.approx(lengths["steered"].tolist(), rel=1e-6)
+    assert lengths["steered"].nunique() == METHOD.steered
+    unsteered = samples[samples["kind"] == "unsteered"]
+    assert (unsteered.groupby(["direction", "where"]).size() == len(METHOD.answers.prompts)).all()
+    assert (unsteered.groupby("prompt")["text"].nunique() == 1).all()
 
 
 def test_the_bridge_reaches_the_finetuned_model_by_its_first_latent_and_not_by_a_random_one(report: Report) -> None:
@@ -174,6 +207,7 @@ def test_a_layer_that_is_not_cached_is_refused(study: Study) -> None:
         {"k": 0}, {"activation": "softmax"}, {"lr": 0.0}, {"expansion": -1.0}, {"min_steps": 0}, {"read": 0},
         {"read": 7}, {"steered": 3}, {"drawn": -1}, {"bridge_documents": 0}, {"bridge_tokens": 1},
         {"bridge_sizes": [0]}, {"strengths": [0.0]}, {"patchscope_scales": [-1.0]},
+        {"steering_at": ["answer"]}, {"per_band": -1},
         {"training": Training(lr=1e-3)}, {"training": Training(seed=1)},
     ],
 )  # fmt: skip
@@ -196,7 +230,7 @@ def test_what_the_learner_depends_on_is_in_its_settings_and_nothing_else() -> No
     settings = METHOD.learner_settings()
     assert replace(METHOD, k=3).learner_settings() != settings
     assert replace(METHOD, training=Training(clip=2.0)).learner_settings() != settings
-    assert replace(METHOD, read=1, drawn=0, bridge_documents=3).learner_settings() == settings
+    assert replace(METHOD, read=2, drawn=0, bridge_documents=3).learner_settings() == settings
 
 
 def test_a_learner_of_the_method_is_loaded_from_its_folder_alone(study: Study) -> None:
@@ -210,9 +244,12 @@ def test_few_rows_give_few_latents(n_rows: int, expected: int) -> None:
     assert sizes.n_latents(2, 576, n_rows, 32) == expected
 
 
-@pytest.mark.parametrize(("n_latents", "expected"), [(73_728, 100), (1_152, 24), (10, 1)])
-def test_few_latents_have_few_active_ones(n_latents: int, expected: int) -> None:
-    assert sizes.k(n_latents) == expected
+@pytest.mark.parametrize(
+    ("n_latents", "n_rows", "expected"),
+    [(73_728, 10**8, 100), (1_152, 10**8, 24), (73_728, 50_000, 3), (10, 10**8, 1), (1_152, 100, 1)],
+)
+def test_few_latents_or_rows_have_few_active_ones(n_latents: int, n_rows: int, expected: int) -> None:
+    assert sizes.k(n_latents, n_rows) == expected
 
 
 def test_a_short_training_has_short_phases_and_a_long_one_those_that_were_asked_for() -> None:

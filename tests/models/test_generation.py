@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from diffing.errors import InvalidSetting
-from diffing.models.generation import Sampling, Steering, _draw, chat_prompt, generate
+from diffing.models.generation import Sampling, Steering, Where, _draw, chat_prompt, generate
+from diffing.models.sites import decoder_blocks, editing
 from tests import tiny
 
 PROMPTS = [[1, 9, 40], [1, 7], [1, 30, 31, 32, 33, 34, 35], [1, 200, 5]]
@@ -63,6 +65,68 @@ def test_a_zero_vector_steers_nothing_and_a_row_only_its_own() -> None:
     assert [a == b for a, b in zip(steered, plain, strict=True)] == [True, True, False, True]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_strength_adds_that_many_vectors_exactly_at_every_token_and_at_padding(family: str) -> None:
+    model, before, after = tiny.model(family), [], []
+    steered, following = decoder_blocks(model)[1:3]
+    unit = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(2))
+    vectors = torch.stack([strength * unit for strength in (0.0, 0.5, 1.0, 3.0)])
+    steered.register_forward_hook(lambda module, args, output: before.append(output))
+    following.register_forward_pre_hook(lambda module, args: after.append(args[0]))
+    sampling = Sampling(max_new_tokens=5, seed=5)
+    generate(model, tiny.tokenizer(), PROMPTS, sampling, steering=Steering(1, vectors))
+    assert [hidden.shape[1] for hidden in after] == [max(map(len, PROMPTS)), 1, 1, 1, 1]
+    for unedited, edited in zip(before, after, strict=True):
+        unedited = unedited[0] if isinstance(unedited, tuple) else unedited
+        assert torch.equal(edited, unedited + vectors[:, None])
+
+
+def test_rows_of_one_stream_draw_the_same() -> None:
+    prompts = [PROMPTS[0]] * 4
+    drawn = Sampling(max_new_tokens=12, seed=5)
+    first, second, *again = generate(tiny.model(), tiny.tokenizer(), prompts, drawn, streams=[3, 8, 8, 3], batch_size=3)
+    assert first != second
+    assert again == [second, first]
+    assert generate(tiny.model(), tiny.tokenizer(), prompts, drawn)[3] == first
+
+
+def without_cache(
+    model: PreTrainedModel, prompt: list[int], vector: torch.Tensor, factors: list[float], steps: int
+) -> str:
+    """Greedy text of a model that reads all tokens anew for each new one; `factors` of the prompt and of new tokens."""
+    ids = list(prompt)
+    for _ in range(steps):
+        strength = torch.tensor([factors[0]] * len(prompt) + factors[1 : 1 + len(ids) - len(prompt)])
+        with editing(model, 1, lambda hidden, by=strength: hidden + by[:, None] * vector):
+            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        if ids[-1] == tiny.tokenizer().eos_token_id:
+            break
+    return tiny.tokenizer().decode(ids[len(prompt) :], skip_special_tokens=True)
+
+
+FACTORS = {
+    Where.ALL: [1.0] * 8,
+    Where.PROMPT: [1.0] + [0.0] * 7,
+    Where.LINEAR_DECAY: [1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125],
+}
+
+
+def test_each_place_steers_the_tokens_it_names_whatever_the_padding_and_the_neighbours() -> None:
+    vectors = 2 * torch.randn(len(PROMPTS), tiny.WIDTH, generator=torch.Generator().manual_seed(4))
+    model, greedy = tiny.model(), Sampling(max_new_tokens=8, temperature=0.0)
+    expected = {
+        where: [without_cache(model, prompt, vector, by, 8) for prompt, vector in zip(PROMPTS, vectors, strict=True)]
+        for where, by in FACTORS.items()
+    }
+    assert len({tuple(found) for found in expected.values()}) == len(Where)
+    for where, found in expected.items():
+        assert texts(sampling=greedy, steering=Steering(1, vectors, where)) == found
+    mixed = [Where.PROMPT, Where.ALL, Where.LINEAR_DECAY, Where.PROMPT]
+    assert texts(2, sampling=greedy, steering=Steering(1, vectors, mixed)) == [
+        expected[where][row] for row, where in enumerate(mixed)
+    ]
+
+
 def test_text_ends_at_the_end_token() -> None:
     model = tiny.model()
     model.lm_head.weight.zero_()
@@ -82,5 +146,7 @@ def test_bad_requests_are_refused() -> None:
         Sampling(top_p=0.0)
     with pytest.raises(InvalidSetting, match="one each"):
         texts(steering=Steering(1, torch.zeros(1, tiny.WIDTH)))
+    with pytest.raises(InvalidSetting, match="3 places"):
+        texts(steering=Steering(1, torch.zeros(len(PROMPTS), tiny.WIDTH), [Where.ALL] * 3))
     with pytest.raises(InvalidSetting, match="no chat template"):
         chat_prompt(tiny.tokenizer(None), "Bread?")

@@ -19,10 +19,9 @@ from diffing.axes import Side
 from diffing.errors import InvalidSetting
 from diffing.lenses.patchscope import INTERSECTION
 from diffing.lenses.readouts import logit_lens_rows, patchscope_rows
-from diffing.lenses.steering import Condition, steered_samples
+from diffing.lenses.steering import Answers, Condition
 from diffing.methods.activation_difference_lens import tables
 from diffing.methods.base import Study
-from diffing.models.generation import Sampling
 from diffing.report import Finding, NamedTensor, Report, Scalar, Table, slug
 from diffing.text.corpus import Corpus
 from diffing.text.windows import batches, token_sequences
@@ -64,8 +63,8 @@ class ActivationDifferenceLens:
 
     name: ClassVar[str] = "activation_difference_lens"
 
-    prompts: Sequence[str]
-    """Neutral chat prompts that are answered steered and unsteered."""
+    answers: Answers
+    """That are given steered and unsteered."""
     layers: Sequence[float | int] = (0.5, 0.85, 0.97)
     """Depths to read: a float is a share of the depth, an int an absolute layer. A patchscope and steering need layers
     above the one they write to; the logit lens reads late ones best."""
@@ -88,10 +87,6 @@ class ActivationDifferenceLens:
     """Positions whose mean difference steers; None takes the most telling one."""
     strengths: Sequence[float] = (0.5, 1.0)
     """Steering strengths, in units of the mean residual norm."""
-    samples_per_prompt: int = 1
-    max_new_tokens: int = 48
-    temperature: float = 0.7
-    steering_batch_size: int = 32
 
     def __post_init__(self) -> None:
         if outside := [p for p in self.positions if not 0 <= p < self.n_positions]:
@@ -184,17 +179,12 @@ class ActivationDifferenceLens:
 
     def _steer(self, study: Study, reading: Reading) -> list[dict]:
         layer, positions = reading.means.layer, self.steering_positions or [reading.telling]
-        sampling = Sampling(self.max_new_tokens, self.temperature, seed=study.seed)
         rows = []
         for position in positions:
             conditions = self._conditions(reading, position)
-            total = len(self.prompts) * len(conditions) * self.samples_per_prompt
-            title = f"samples steered by position {position} at layer {layer}"
+            total, title = self.answers.count(conditions), f"samples steered by position {position} at layer {layer}"
             with study.progress.stage(title, total) as advance, study.pair.using(Side.FINETUNED) as model:
-                samples = steered_samples(
-                    model, study.pair.tokenizer, self.prompts, conditions, layer, self.samples_per_prompt, sampling,
-                    self.steering_batch_size, advance,
-                )  # fmt: skip
+                samples = self.answers.draw(model, study.pair.tokenizer, conditions, layer, study.seed, advance)
             where = {"corpus": reading.corpus, "layer": layer, "position": position}
             rows += [where | sample.as_row() for sample in samples]
         return rows

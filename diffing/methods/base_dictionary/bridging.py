@@ -87,7 +87,7 @@ def measure(
     batch_size: int,
     on_batch: Callable[[int], object],
 ) -> Bridge:
-    """Three runs over the texts; `on_batch` is told the sequences done in the first, by far the longest."""
+    """Three runs over the texts; `on_batch` is told the sequences of each batch of the first, by far the longest."""
     n_latents = len(dictionary.decoder)
     generator = torch.Generator().manual_seed(seed)
     everyone = ranked(orders["frequency"])

@@ -21,8 +21,7 @@ def faithfulness_table(measured: Sequence[Latents], readings: Sequence[Reading])
         found = latents.statistics
         for stream, explained in zip(found.streams, found.fve.tolist(), strict=True):
             rows.append((latents.layer, "variance explained", str(stream), explained, "ratio"))
-        active = float(found.n_active.sum()) / found.n_rows
-        rows.append((latents.layer, "active latents per token", "all", active, "count"))
+        rows.append((latents.layer, "active latents per token", "all", found.active_per_token, "count"))
         rows.append((latents.layer, "dead latents", "all", float(found.dead.sum()), "count"))
     for reading in readings:
         rows += [(reading.layer, *row) for row in _recovered(reading.bridge.recovered)]

@@ -8,11 +8,13 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
+from plotly.subplots import make_subplots
 from torch import Tensor
 
 from diffing.methods.base_dictionary import rules
 from diffing.methods.base_dictionary.bridging import RANDOM
 from diffing.methods.base_dictionary.reading import Latents, Reading
+from diffing.methods.base_dictionary.trainings import histories
 from diffing.report import PALETTE, Figure
 
 MOST_POINTS = 5000
@@ -31,6 +33,8 @@ def figures(measured: Sequence[Latents], readings: Sequence[Reading]) -> dict[st
         found["nu_histogram"] = _nu_histogram(measured)
     if readings:
         found["bridge"] = _bridge(readings)
+    if histories(measured):
+        found["training"] = _training(measured)
     return found
 
 
@@ -130,6 +134,30 @@ def _bridge(readings: Sequence[Reading]) -> Figure:
     figure.update_layout(xaxis_title="latents added", yaxis_title="KL to the finetuned model (nats per token)")
     figure.update_xaxes(type="log")
     return _figure(figure, "KL to the finetuned model's output as latents are added to the base's activations")
+
+
+def _training(measured: Sequence[Latents]) -> Figure:
+    """One above the other: the loss, the variance explained, the share of dead latents. One colour per layer."""
+    panels = {"loss": "loss", "fve": "variance explained", "dead": "share of dead latents"}
+    figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.04)
+    for (layer, logged), colour in zip(histories(measured).items(), cycle(PALETTE), strict=False):
+        for row, start in enumerate(panels, 1):
+            drawn = [name for name in logged.columns if name.split("_")[0] == start]
+            for name, dash in zip(drawn, ("solid", "dot"), strict=False):
+                figure.add_scatter(
+                    x=logged["step"].tolist(), y=logged[name].tolist(), row=row, col=1, mode="lines",
+                    line={"color": colour, "dash": dash}, legendgroup=f"layer {layer}", showlegend=row == 2,
+                    name=" ".join([f"layer {layer}", *name.split("_")[1:]]),
+                )  # fmt: skip
+    for row, title in enumerate(panels.values(), 1):
+        figure.update_yaxes(title_text=title, row=row, col=1)
+    figure.update_xaxes(title_text="step", row=len(panels), col=1)
+    figure.update_layout(height=640)
+    return _figure(
+        figure,
+        "How the training of each layer's dictionary went: the loss (1: as bad as predicting the mean), the share of "
+        "the variance explained of what is named, and the share of latents that count as dead",
+    )
 
 
 def _alive(latents: Latents, values: Float[Tensor, " latent"]) -> Float[Tensor, " alive"]:

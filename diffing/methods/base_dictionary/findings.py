@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from diffing.lenses.latents import Kind
-from diffing.lenses.readouts import listed, own_tokens
-from diffing.lenses.steering import words_steered_towards
+from diffing.lenses.readouts import own_tokens, read_as
+from diffing.lenses.stability import NEAR
 from diffing.methods.base_dictionary import rules, shown, tables
 from diffing.methods.base_dictionary.bridging import RANDOM
 from diffing.methods.base_dictionary.faithful import CONTROL
 from diffing.methods.base_dictionary.reading import Latents, Reading
+from diffing.methods.base_dictionary.trainings import ALL
 from diffing.report import Finding, Table
 
 
@@ -27,7 +28,7 @@ def dictionary_findings(measured: Mapping[str, Table], latents: Latents) -> list
     rows = frame.index[frame["layer"] == latents.layer]
     claims = [
         Finding(
-            f"At layer {latents.layer}, {total} latents, {float(found.n_active.sum()) / found.n_rows:.0f} of them "
+            f"At layer {latents.layer}, {total} latents, {found.active_per_token:.0f} of them "
             f"active per token, explain {explained}. {dead} are dead: no count or ranking below has them.",
             "faithfulness",
             [int(row) for row in rows],
@@ -53,6 +54,30 @@ def _counted(rows: pd.DataFrame) -> str:
     number = rows.set_index("class")["latents"]
     wanted = (Kind.FINETUNED_ONLY, Kind.BASE_ONLY, Kind.SHARED)
     return f"of {alive} latents " + ", ".join(f"{number[str(kind)]} are {kind}" for kind in wanted)
+
+
+def stability_findings(measured: Mapping[str, Table], layer: int) -> list[Finding]:
+    """How many latents other seeds find too, if any was tried."""
+    if "stability" not in measured:
+        return []
+    frame = measured["stability"].frame
+    here = frame[frame["layer"] == layer]
+    means = here.groupby(["rule", "class"], sort=False)[["latents", "share", "share_by_chance"]].mean()
+    of_all = means.loc[ALL, ALL]
+    by_class = [
+        f"{row.share:.0%} of the {row.latents:.0f} that are {kind} by the {rule} rule"
+        for (rule, kind), row in means.drop(index=(ALL, ALL)).iterrows()
+        if row.latents
+    ]
+    return [
+        Finding(
+            f"At layer {layer}, {of_all.share:.0%} of the {of_all.latents:.0f} latents that are not dead have a "
+            f"counterpart, at a cosine of {NEAR} or more, in a dictionary trained with another seed (mean over "
+            f"{here['seed'].nunique()}; random directions: {of_all.share_by_chance:.0%}): {', '.join(by_class)}.",
+            "stability",
+            [int(row) for row in here.index],
+        )
+    ]
 
 
 def faithfulness_findings(measured: Mapping[str, Table], reading: Reading) -> list[Finding]:
@@ -108,12 +133,11 @@ def latent_findings(measured: Mapping[str, Table], reading: Reading) -> list[Fin
             lens: _own(measured[lens].frame, reading.layer, shown.named(latent) + change)["token"].head(8)
             for lens in ("logit_lens", "patchscope")
         }
-        words = [f"the {lens.replace('_', ' ')} reads {listed(tokens)}" for lens, tokens in read.items()]
         kinds = ", ".join(f"{kinds[latent]} by {rule}" for rule, kinds in reading.latents.classes.items())
         found.append(
             Finding(
                 f"Latent {latent} of layer {reading.layer} ({kinds}; nu {row.nu:.2f}){effect} is active on "
-                f"{row.frequency:.2%} of the tokens. Of it, {'; '.join(words)}. It is largest on "
+                f"{row.frequency:.2%} of the tokens. Of it, {read_as(read)}. It is largest on "
                 f"{_peaks(measured['examples'].frame, reading.layer, latent)}.",
                 "contributions",
                 [int(row.Index)],
@@ -125,7 +149,7 @@ def latent_findings(measured: Mapping[str, Table], reading: Reading) -> list[Fin
 def constant_findings(measured: Mapping[str, Table], reading: Reading) -> list[Finding]:
     """What is read of the part of the difference that no latent has."""
     own = {lens: _own(measured[lens].frame, reading.layer, shown.CONSTANT) for lens in ("logit_lens", "patchscope")}
-    words = "; ".join(f"the {lens.replace('_', ' ')} reads {listed(rows['token'])}" for lens, rows in own.items())
+    words = read_as({lens: rows["token"] for lens, rows in own.items()})
     return [
         Finding(
             f"Of the constant part of the difference at layer {reading.layer}, which no latent has, {words}.",
@@ -143,7 +167,7 @@ def _own(frame: pd.DataFrame, layer: int, vector: str) -> pd.DataFrame:
 
 def _peaks(frame: pd.DataFrame, layer: int, latent: int, most: int = 4) -> str:
     """The tokens, each once, at which the best windows of a latent have their peaks, best first."""
-    here = frame[(frame["layer"] == layer) & (frame["vector"] == shown.named(latent))]
+    here = frame[(frame["layer"] == layer) & (frame["vector"] == shown.named(latent)) & (frame["band"] == shown.TOP)]
     best = here.sort_values("value", ascending=False)
     peaks = [
         row.tokens[max(range(len(row.tokens)), key=lambda place: _or_least(row.values[place]))]
@@ -154,26 +178,6 @@ def _peaks(frame: pd.DataFrame, layer: int, latent: int, most: int = 4) -> str:
 
 def _or_least(value: float) -> float:
     return -math.inf if math.isnan(value) else value
-
-
-def steering_findings(steering: Table) -> list[Finding]:
-    """Per layer and latent, the words that steered answers use, and unsteered and randomly steered ones do not."""
-    found = []
-    for layer, frame in steering.frame.groupby("layer"):
-        controls = [list(frame[frame["kind"] == kind]["text"]) for kind in ("unsteered", "random")]
-        steered = frame[frame["kind"] == "steered"]
-        for name, rows in steered.groupby(steered["condition"].str.rsplit(shown.FRACTION, n=1).str[0], sort=False):
-            words = words_steered_towards(list(rows["text"]), controls)
-            if words:
-                found.append(
-                    Finding(
-                        f"Steered by {name} of layer {layer}, answers to neutral prompts speak of {', '.join(words)}; "
-                        "unsteered and randomly steered answers do not, or far less often.",
-                        "steering",
-                        [int(row) for row in rows.index[:6]],
-                    )
-                )
-    return found
 
 
 def headline(latents: Sequence[Latents], readings: Sequence[Reading]) -> dict[str, tuple[float | int, str]]:
@@ -187,7 +191,7 @@ def headline(latents: Sequence[Latents], readings: Sequence[Reading]) -> dict[st
         "rows": (found.n_rows, "tokens read"),
         "latents": (len(found.n_active), "latents of the dictionary, dead ones included"),
         "dead_latents": (int(found.dead.sum()), "latents that are active on no token"),
-        "active_per_token": (float(found.n_active.sum()) / found.n_rows, "active latents per token"),
+        "active_per_token": (found.active_per_token, "active latents per token"),
         "residual_norm": (deepest.residual_norm, "root mean square norm of the finetuned residual stream"),
     }
     for stream, explained in zip(found.streams, found.fve.tolist(), strict=True):

@@ -1,6 +1,6 @@
 """Runs the instruments on one layer's dictionary: statistics, bridge, examples, readouts and steering."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -8,16 +8,17 @@ from torch import Tensor
 
 from diffing.axes import Side
 from diffing.learners.dictionary import Dictionary
-from diffing.lenses.examples import TopExamples
+from diffing.lenses.examples import Examples, TopExamples
 from diffing.lenses.latents import latent_statistics
-from diffing.lenses.readouts import Label, both_lenses
-from diffing.lenses.steering import Condition, steered_samples
+from diffing.lenses.quantiles import QuantileExamples
+from diffing.lenses.readouts import BASE_MEAN, RANDOM, Label, both_lenses
+from diffing.lenses.steering import beside_controls, direction_rows
 from diffing.methods.base import Study
 from diffing.methods.base_dictionary import bridging, rules, shown
 from diffing.methods.base_dictionary.noise import NoisyCache
-from diffing.methods.base_dictionary.reading import Latents, Reading, ranking, top_examples
+from diffing.methods.base_dictionary.reading import Latents, Reading, add_examples, ranking
 from diffing.methods.base_dictionary.settings import DictionarySettings
-from diffing.models.generation import Sampling
+from diffing.models.generation import Where
 
 
 def measure_latents(settings: DictionarySettings, study: Study, dictionary: Dictionary) -> Latents:
@@ -30,7 +31,7 @@ def measure_latents(settings: DictionarySettings, study: Study, dictionary: Dict
     found = []
     for title, caches in passes.items():
         with study.progress.stage(f"{title}, layer {layer}", n_rows) as advance:
-            found.append(latent_statistics(dictionary, caches, on_rows=_increments(advance)))
+            found.append(latent_statistics(dictionary, caches, on_rows=advance))
     return Latents.of(dictionary, study.caches, found[0], found[1] if settings.noise else None)
 
 
@@ -44,25 +45,34 @@ def measure_effects(settings: DictionarySettings, study: Study, latents: Latents
             tried=bridging.candidates(lengths, settings.candidates),
             orders=rules.orders(latents.statistics, latents.mean_length),
             sizes=settings.bridge_sizes, random_sets=settings.random_sets, seed=study.seed,
-            batch_size=settings.bridge_batch_size, on_batch=_increments(advance),
+            batch_size=settings.bridge_batch_size, on_batch=advance,
         )  # fmt: skip
     top = ranking(latents, bridge)[: settings.read]
     drawn = latents.at_random(settings.drawn, study.seed, top)
-    chosen = [*top, *drawn]
-    before, after = settings.window
-    own_lengths = latents.vectors.own[chosen].norm(dim=1)
-    examples = {}
+    return Reading(latents, bridge, top, drawn, *_examples(settings, study, latents, [*top, *drawn]))
+
+
+def _examples(
+    settings: DictionarySettings, study: Study, latents: Latents, chosen: Sequence[int]
+) -> tuple[dict[str, Examples], dict[str, Examples]]:
+    """Per corpus, the largest windows of some latents, and windows from all of their range."""
+    lengths, (before, after) = latents.vectors.own[chosen].norm(dim=1), settings.window
+    largest = latents.statistics.largest[chosen].float() * lengths
+    top, banded = {}, {}
     for cache in study.caches:
         heap = TopExamples(len(chosen), settings.examples, before, after, device=study.pair.device)
+        drawn = QuantileExamples(largest, settings.per_band, before, after, seed=study.seed, device=study.pair.device)
         with study.progress.stage(f"examples on {cache.corpus}, layer {latents.layer}", cache.n_rows) as advance:
-            examples[cache.corpus] = top_examples(latents.dictionary, cache, chosen, own_lengths, heap, advance)
-    return Reading(latents, bridge, top, drawn, examples)
+            collectors: list[TopExamples | QuantileExamples] = [heap, drawn] if settings.per_band else [heap]
+            add_examples(collectors, latents.dictionary, cache, chosen, lengths, advance)
+        top[cache.corpus], banded[cache.corpus] = heap.result(above=0.0), drawn.result()
+    return top, banded
 
 
 def read_out(settings: DictionarySettings, study: Study, reading: Reading) -> tuple[list[dict], list[dict]]:
     """Rows of the logit lens and of the patchscope; the base's mean is read by the base."""
     vectors, labels = _vectors(study, reading)
-    read_by = [Side.BASE if label["vector"] == shown.BASE_MEAN else Side.FINETUNED for label in labels]
+    read_by = [Side.BASE if label["vector"] == BASE_MEAN else Side.FINETUNED for label in labels]
     return both_lenses(
         study.pair, vectors, labels, read_by, reading.layer, reading.latents.residual_norm,
         settings.patchscope_scales, settings.patchscope_intersection, settings.top,
@@ -80,58 +90,21 @@ def _vectors(study: Study, reading: Reading) -> tuple[Float[Tensor, "batch d_mod
                 named.append((shown.named(latent) + shown.CHANGE, why, latents.vectors.change[latent]))
     generator = torch.Generator().manual_seed(study.seed)
     named.append((shown.CONSTANT, "constant", latents.vectors.constant))
-    named.append((shown.BASE_MEAN, "control", latents.base_mean))
-    named.append((shown.RANDOM, "control", torch.randn(latents.base_mean.shape, generator=generator)))
+    named.append((BASE_MEAN, "control", latents.base_mean))
+    named.append((RANDOM, "control", torch.randn(latents.base_mean.shape, generator=generator)))
     labels: list[Label] = [{"layer": reading.layer, "vector": name, "why": why} for name, why, _ in named]
     return torch.stack([vector for _, _, vector in named]), labels
 
 
 def steer(settings: DictionarySettings, study: Study, reading: Reading) -> list[dict]:
-    """Rows of samples of the finetuned model."""
-    conditions = _conditions(settings, study, reading)
-    total = len(settings.prompts) * len(conditions) * settings.samples_per_prompt
-    sampling = Sampling(settings.max_new_tokens, settings.temperature, seed=study.seed)
-    title = f"samples steered at layer {reading.layer}"
+    """Rows of answers of the finetuned model, steered by each of the first latents and by its controls."""
+    directions = {shown.named(latent): reading.latents.at_largest(latent) for latent in reading.top[: settings.steered]}
+    places = [Where(place) for place in settings.steering_at]
+    conditions = beside_controls(directions, settings.strengths, study.seed, places)
+    total, title = settings.answers.count(conditions), f"samples steered at layer {reading.layer}"
     with study.progress.stage(title, total) as advance, study.pair.using(Side.FINETUNED) as model:
-        samples = steered_samples(
-            model, study.pair.tokenizer, settings.prompts, conditions, reading.layer, settings.samples_per_prompt,
-            sampling, settings.steering_batch_size, advance,
-        )  # fmt: skip
-    length = {condition.name: float(condition.vector.norm()) for condition in conditions}
-    return [{"layer": reading.layer, **sample.as_row(), "length": length[sample.condition.name]} for sample in samples]
-
-
-def _conditions(settings: DictionarySettings, study: Study, reading: Reading) -> list[Condition]:
-    """Unsteered; each latent at each fraction of its largest value; a random direction as long as any."""
-    latents = reading.latents
-    steered = [
-        Condition(
-            f"{shown.named(latent)}{shown.FRACTION}{strength:g}", "steered", strength,
-            strength * float(latents.statistics.largest[latent]) * latents.vectors.own[latent],
-        )
-        for latent in reading.top[: settings.steered]
-        for strength in settings.strengths
-    ]  # fmt: skip
-    longest = max((float(condition.vector.norm()) for condition in steered), default=0.0)
-    generator = torch.Generator().manual_seed(study.seed)
-    random = torch.nn.functional.normalize(torch.randn(latents.base_mean.shape, generator=generator), dim=0)
-    return [
-        Condition("unsteered", "unsteered", 0.0, torch.zeros_like(random)),
-        *steered,
-        Condition(shown.RANDOM, "random", max(settings.strengths, default=0.0), longest * random),
-    ]
-
-
-def _increments(advance: Callable[[int], object]) -> Callable[[int], None]:
-    """For those who are told how much is done so far, and tell how much more it is."""
-    done = 0
-
-    def tell(so_far: int) -> None:
-        nonlocal done
-        advance(so_far - done)
-        done = so_far
-
-    return tell
+        samples = settings.answers.draw(model, study.pair.tokenizer, conditions, reading.layer, study.seed, advance)
+    return [{"layer": reading.layer, **row} for row in direction_rows(samples)]
 
 
 def reading_layers(settings: DictionarySettings, study: Study, readings: Sequence[Reading]) -> list[Reading]:

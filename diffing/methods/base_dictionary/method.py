@@ -2,19 +2,22 @@
 
 What is learned is read with instruments, and everything that is claimed has a control beside it: class counts beside
 those of a pair that differs by noise, latents that lower the KL beside latents drawn at random, sets of latents beside
-random sets, readouts beside those of the base's mean and a random direction, steered answers beside unsteered ones.
+random sets, readouts beside those of the base's mean and a random direction, answers steered by a latent beside
+unsteered and randomly steered ones.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffing.errors import ZeroVariance
 from diffing.learners.base import check_fits
 from diffing.learners.dictionary import Dictionary, Sparsity
 from diffing.learners.training import DictionaryFit, train
+from diffing.lenses.steering import steering_findings
 from diffing.methods.base import Study
-from diffing.methods.base_dictionary import faithful, findings, measuring, shown, tables
+from diffing.methods.base_dictionary import faithful, findings, measuring, shown, tables, trainings
 from diffing.methods.base_dictionary.figures import figures
 from diffing.methods.base_dictionary.reading import Latents, Reading
 from diffing.methods.base_dictionary.settings import DictionarySettings
@@ -36,29 +39,51 @@ class DictionaryMethod(DictionarySettings):
         return {}
 
     def fit(self, study: Study, logger: "Logger | None") -> dict[str, Dictionary]:
-        """One training per layer; nothing for a layer at which the two sides do not differ, or all rows alike."""
+        """Trainings of each layer; none for one at which the two sides do not differ, or at which all rows differ
+        alike."""
         sparsity, training = self.plan(study.caches, study.seed)
         fitted = {}
         for layer in study.cached_layers(self.layers):
             if not study.differs(layer):
                 continue
-            try:
-                fitting = DictionaryFit.of(
-                    self.kind, study.caches, layer, sparsity, training, **self.particular(sparsity)
-                )
-            except ZeroVariance:
-                continue
-            with study.progress.stage(f"{self.name} of layer {layer}", fitting.steps * training.batch_size) as advance:
-                fitted[_learner(layer)] = train(
-                    fitting, study.caches, logger=logger, device=study.pair.device, on_batch=advance
-                )
+            for number in range(self.seeds):
+                name, seeded = _learner(layer, number), replace(training, seed=study.seed + number)
+                try:
+                    fitting = DictionaryFit.of(
+                        self.kind, study.caches, layer, sparsity, seeded, **self.particular(sparsity)
+                    )
+                except ZeroVariance:
+                    break
+                rest = partial(self._train, study, name, fitting, logger)
+                fitted[name] = study.scratch.fitted(fitting.learner.recipe, rest)
         return fitted
+
+    def _train(self, study: Study, name: str, fitting: DictionaryFit, logger: "Logger | None") -> Dictionary:
+        """The rest of a training that was interrupted, or all of it."""
+        batch_size, shown = fitting.settings.batch_size, 0
+
+        def show(rows: int) -> None:
+            nonlocal shown
+            advance(fitting.steps_done * batch_size - shown)
+            shown = fitting.steps_done * batch_size
+
+        title = f"{self.name} of {name.replace('_', ' ')}"
+        with study.progress.stage(title, fitting.steps * batch_size) as advance:
+            return train(
+                fitting,
+                study.caches,
+                logger=logger,
+                device=study.pair.device,
+                checkpoint=study.scratch.checkpoint(fitting.learner.recipe),
+                every_n_steps=study.scratch.every_n_steps,
+                on_batch=show,
+            )
 
     def run(self, study: Study) -> Report:
         layers = study.cached_layers(self.layers)
         differs = [layer for layer in layers if study.differs(layer)]
         measured = [
-            measuring.measure_latents(self, study, self._dictionary(study, layer))
+            measuring.measure_latents(self, study, self._dictionary(study, _learner(layer)))
             for layer in layers
             if _learner(layer) in study.learners
         ]
@@ -70,6 +95,7 @@ class DictionaryMethod(DictionarySettings):
         laid_out = {"differences": tables.difference_table(study.caches, layers)}
         if measured:
             laid_out |= _of_all(measured, readings)
+            laid_out |= trainings.tables_of(measured, self._repeats(study, measured))
         if readings:
             laid_out |= self._of_some(study, readings)
         numbers = findings.headline(measured, readings)
@@ -86,8 +112,16 @@ class DictionaryMethod(DictionarySettings):
             findings=_findings(layers, differs, measured, readings, laid_out),
         )
 
-    def _dictionary(self, study: Study, layer: int) -> Dictionary:
-        dictionary = study.learner(_learner(layer))
+    def _repeats(self, study: Study, measured: Sequence[Latents]) -> list[trainings.Repeat]:
+        """What the trainings with other seeds have of each layer's latents."""
+        return [
+            trainings.Repeat.of(latents, self._dictionary(study, _learner(latents.layer, number)))
+            for latents in measured
+            for number in range(1, self.seeds)
+        ]
+
+    def _dictionary(self, study: Study, name: str) -> Dictionary:
+        dictionary = study.learner(name)
         assert isinstance(dictionary, self.kind)
         for cache in study.caches:
             check_fits(dictionary.recipe, cache)
@@ -113,8 +147,8 @@ class DictionaryMethod(DictionarySettings):
         }
 
 
-def _learner(layer: int) -> str:
-    return f"layer_{layer}"
+def _learner(layer: int, number: int = 0) -> str:
+    return f"layer_{layer}" if number == 0 else f"layer_{layer}_seed_{number}"
 
 
 def _of_all(measured: Sequence[Latents], readings: Sequence[Reading]) -> dict[str, Table]:
@@ -150,11 +184,12 @@ def _findings(
             )
             continue
         found += findings.dictionary_findings(laid_out, done[layer])
+        found += findings.stability_findings(laid_out, layer)
         if layer in by_layer:
             found += findings.faithfulness_findings(laid_out, by_layer[layer])
             found += findings.constant_findings(laid_out, by_layer[layer])
             found += findings.latent_findings(laid_out, by_layer[layer])
-    return [*found, *(findings.steering_findings(laid_out["steering"]) if readings else ())]
+    return [*found, *(steering_findings(laid_out["steering"]) if readings else ())]
 
 
 def _tensors(readings: Sequence[Reading]) -> dict[str, NamedTensor]:

@@ -1,6 +1,5 @@
 """All that is measured of one layer's dictionary, before it is laid out as tables."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,10 @@ from diffing.activations.streams import difference
 from diffing.axes import Side, Stream
 from diffing.learners.codes import Codes
 from diffing.learners.dictionary import Dictionary
-from diffing.lenses.examples import Examples, TopExamples, document_blocks
+from diffing.lenses.examples import Examples, TopExamples
 from diffing.lenses.latents import Kind, LatentStatistics
+from diffing.lenses.quantiles import QuantileExamples
+from diffing.lenses.texts import document_blocks
 from diffing.methods.base_dictionary import rules
 from diffing.methods.base_dictionary.bridging import Bridge
 
@@ -75,7 +76,7 @@ class Latents:
             chance.pop(rules.NORM, None)
         return cls(
             layer, dictionary, statistics, rules.classes(statistics), chance, Vectors.of(dictionary),
-            base.mean.float(), math.sqrt(float(finetuned.mean.square().sum() + finetuned.variance.sum())),
+            base.mean.float(), finetuned.rms_norm,
         )  # fmt: skip
 
     @property
@@ -88,6 +89,10 @@ class Latents:
     def largest_length(self) -> Float[Tensor, " latent"]:
         """Of what a latent adds to the difference where it is largest (residual stream units)."""
         return (self.statistics.largest * self.vectors.change.norm(dim=1)).float()
+
+    def at_largest(self, latent: int) -> Float[Tensor, " d_model"]:
+        """What a latent adds where it is largest, to the side on which it is longer."""
+        return float(self.statistics.largest[latent]) * self.vectors.own[latent]
 
     def at_random(self, n: int, seed: int, but: Sequence[int]) -> list[int]:
         """Latents that are not dead, drawn from those that are not in `but`."""
@@ -107,7 +112,9 @@ class Reading:
     random: Sequence[int]
     """Latents shown beside them, drawn at random."""
     examples: Mapping[str, Examples]
-    """Per corpus. Score i is that of `shown[i]`."""
+    """Largest windows, per corpus. Score i is that of `shown[i]`."""
+    banded: Mapping[str, Examples]
+    """Windows drawn from all of a latent's range, per corpus; score i is that of `shown[i // len(BANDS)]`."""
 
     @property
     def layer(self) -> int:
@@ -124,23 +131,23 @@ def ranking(latents: Latents, bridge: Bridge) -> list[int]:
 
 
 @torch.no_grad()
-def top_examples(
+def add_examples(
+    collectors: Sequence[TopExamples | QuantileExamples],
     dictionary: Dictionary,
     cache: ActivationCache,
     shown: Sequence[int],
     lengths: Float[Tensor, " score"],
-    heap: TopExamples,
     on_rows: Callable[[int], object],
     block_rows: int = 2048,
-) -> Examples:
-    """Windows of a cache where each of the latents `shown` adds most; `lengths` is what one unit of each adds."""
+) -> None:
+    """What each of the latents `shown` adds on every token of a cache; `lengths` is what one unit of each adds."""
     device = dictionary.decoder.device
     for block in document_blocks(cache, dictionary.recipe.layer, block_rows):
         rows = dictionary.recipe.rows(block.base.to(device), block.finetuned.to(device))
         values = columns(dictionary.codes(rows), shown)
-        heap.add(values * lengths.to(values), block.texts)
+        for collector in collectors:
+            collector.add(values * lengths.to(values), block.texts)
         on_rows(len(rows))
-    return heap.result(above=0.0)
 
 
 def columns(codes: Codes, latents: Sequence[int]) -> Float[Tensor, "token score"]:

@@ -8,13 +8,15 @@ from diffing.errors import InvalidSetting
 from diffing.learners.dictionary import Sparsity
 from diffing.learners.schedules import Training
 from diffing.lenses.patchscope import INTERSECTION
+from diffing.lenses.steering import Answers
 from diffing.methods.base_dictionary import sizes
+from diffing.models.generation import Where
 from diffing.specs import JSON
 
 LR_AT, LR_LATENTS = 2e-4, 2**14
 """Learning rate at a number of latents; it falls with the square root of their number (arXiv 2406.04093)."""
 FITTED_TO = (
-    "layers", "expansion", "rows_per_latent", "k", "activation", "lr", "min_steps",
+    "layers", "expansion", "rows_per_latent", "k", "activation", "lr", "min_steps", "seeds",
 )  # fmt: skip
 """Settings, besides `training`, that the learners depend on."""
 
@@ -23,8 +25,8 @@ FITTED_TO = (
 class DictionarySettings:
     """What is fitted, what is read of it, and how much text that takes."""
 
-    prompts: Sequence[str]
-    """Neutral chat prompts that are answered steered and unsteered."""
+    answers: Answers
+    """That are given steered and unsteered."""
     layers: Sequence[float | int] | None = None
     """Depths to analyse, among those that are cached; None takes all."""
     expansion: float | int = 2.0
@@ -32,7 +34,7 @@ class DictionarySettings:
     rows_per_latent: int = 32
     """There are no more latents than have so many stored rows each."""
     k: int | None = None
-    """Active latents per row; unused by relu. None: one in 48 latents, and 100 at most."""
+    """Active latents per row; unused by relu. None: one in 48 latents or for 2^14 rows, and 100 at most."""
     activation: str = "batch_top_k"
     lr: float | None = None
     """None: 2e-4 / sqrt(latents / 2^14)."""
@@ -40,6 +42,8 @@ class DictionarySettings:
     """The rows are repeated until so many steps are done, if `training.epochs` gives fewer."""
     training: Training = field(default_factory=Training)
     """Its `lr` and `seed` are set from elsewhere. Lengths in steps are shortened where there are few rows."""
+    seeds: int = 1
+    """Trainings per layer. All but the first serve to tell which latents another seed finds too."""
     noise: bool = True
     """Read the dictionary on a pair that differs by noise alone, too."""
     read: int = 6
@@ -61,7 +65,9 @@ class DictionarySettings:
     """Lengths of the patched vector, in root mean square norms of the residual stream."""
     patchscope_intersection: int = INTERSECTION
     examples: int = 10
-    """Windows shown per corpus and latent."""
+    """Largest windows shown per corpus and latent."""
+    per_band: int = 3
+    """Windows shown besides of each quarter of a latent's range, drawn at random."""
     window: Sequence[int] = (24, 12)
     """Tokens shown before and after the peak."""
     steering_layers: Sequence[float | int] = (0.5,)
@@ -70,10 +76,8 @@ class DictionarySettings:
     """Latents, of the first, that steer."""
     strengths: Sequence[float] = (0.5, 1.0, 2.0)
     """Values at which a latent steers, in units of its largest value."""
-    samples_per_prompt: int = 1
-    max_new_tokens: int = 48
-    temperature: float = 0.7
-    steering_batch_size: int = 32
+    steering_at: Sequence[str] = (Where.ALL,)
+    """Tokens that are steered: `all`, those of the `prompt` alone, or all with `linear_decay`."""
 
     def __post_init__(self) -> None:
         k = 1 if self.k is None else self.k
@@ -85,10 +89,10 @@ class DictionarySettings:
             )
         if self.lr is not None and self.lr <= 0:
             raise InvalidSetting(f"lr={self.lr}; expected a number above 0, or null for one that fits the latents")
-        if self.expansion <= 0 or self.rows_per_latent < 1 or self.min_steps < 1:
+        if self.expansion <= 0 or min(self.rows_per_latent, self.min_steps, self.seeds) < 1:
             raise InvalidSetting(
-                f"expansion={self.expansion}, rows_per_latent={self.rows_per_latent}, min_steps={self.min_steps}; "
-                "expected numbers above 0"
+                f"expansion={self.expansion}, rows_per_latent={self.rows_per_latent}, min_steps={self.min_steps}, "
+                f"seeds={self.seeds}; expected numbers above 0"
             )
         if not 0 < self.read <= self.candidates or not 0 <= self.steered <= self.read or self.drawn < 0:
             raise InvalidSetting(
@@ -103,6 +107,10 @@ class DictionarySettings:
             )
         if any(length <= 0 for length in (*self.strengths, *self.patchscope_scales)):
             raise InvalidSetting("strengths and patchscope_scales are lengths: expected numbers above 0")
+        if unknown := [place for place in self.steering_at if place not in list(Where)]:
+            raise InvalidSetting(f"steering_at has {unknown}; expected some of {', '.join(Where)}")
+        if self.per_band < 0:
+            raise InvalidSetting(f"per_band={self.per_band}; expected 0 or more")
 
     def learner_settings(self) -> Mapping[str, JSON]:
         chosen = {name: getattr(self, name) for name in FITTED_TO}
@@ -118,7 +126,7 @@ class DictionarySettings:
                 f"k={self.k}, but {n_rows} rows of width {caches[0].d_model} with expansion={self.expansion} and "
                 f"rows_per_latent={self.rows_per_latent} give {n_latents} latents: lower k, or collect more rows"
             )
-        k = sizes.k(n_latents) if self.k is None else self.k
+        k = sizes.k(n_latents, n_rows) if self.k is None else self.k
         training = sizes.adapted(self.training, n_rows, n_latents, self.min_steps, seed, self.rate(n_latents))
         return Sparsity(n_latents, k, self.activation), training
 

@@ -2,21 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from diffing.lenses import examples as max_activating
-from diffing.lenses import readouts
-from diffing.lenses.steering import SAMPLE_COLUMNS
+from diffing.lenses import readouts, steering
+from diffing.lenses.examples import Examples, stacked
+from diffing.lenses.quantiles import BANDS
 from diffing.methods.base_dictionary.reading import Reading
 from diffing.methods.base_dictionary.tables import LAYER
-from diffing.report import Table, View
+from diffing.report import Table
 
-CONSTANT, BASE_MEAN, RANDOM = "constant part", "base mean", "random direction"
+CONSTANT, TOP = "constant part", "top"
 CHANGE = ", change"
 """After the name of a latent: its direction on the finetuned side less that on the base side."""
-FRACTION = ", value "
-"""Between the name of a latent and the fraction of its largest value."""
 _VECTOR = {
     **LAYER,
     "vector": "what was read: a latent's direction (on the side where it is longer); its change, finetuned - base, if "
@@ -45,37 +43,46 @@ def patchscope_table(rows: Sequence[Mapping[str, object]]) -> Table:
 
 
 def example_table(readings: Sequence[Reading], tokenizer: PreTrainedTokenizerBase) -> Table:
-    """Windows of every layer in one table."""
-    parts = [
-        max_activating.example_table(
-            reading.examples,
-            tokenizer,
-            "Texts on which each latent is largest, with what it adds on every token",
-            labels={
-                "layer": [reading.layer] * len(reading.shown),
-                "vector": [named(latent) for latent in reading.shown],
-                "why": ["top"] * len(reading.top) + ["drawn"] * len(reading.random),
-            },
-            columns=LAYER | {"vector": "the latent", "why": _VECTOR["why"].rsplit(";", 1)[0]},
-            unit="length that the latent adds to the side on which it is longer (residual stream units)",
-        )
-        for reading in readings
-    ]
-    frame = pd.concat([part.frame for part in parts], ignore_index=True)
-    return Table(frame, parts[0].about, parts[0].columns, parts[0].view)
+    """Windows of every layer in one table: the largest, then those from each band."""
+    parts = []
+    for reading in readings:
+        for found, bands in ((reading.examples, (TOP,)), (reading.banded, BANDS)):
+            whys = ["top"] * len(reading.top) + ["drawn"] * len(reading.random)
+            latents = [(latent, why, band) for latent, why in zip(reading.shown, whys, strict=True) for band in bands]
+            labels: dict[str, list] = {
+                "band": [band for _, _, band in latents],
+                "layer": [reading.layer] * len(latents),
+                "vector": [named(latent) for latent, _, _ in latents],
+                "why": [why for _, why, _ in latents],
+            }
+            parts.append(_examples(found, tokenizer, labels))
+    return stacked(parts)
+
+
+def _examples(
+    found: Mapping[str, Examples], tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, Sequence[object]]
+) -> Table:
+    return max_activating.example_table(
+        found,
+        tokenizer,
+        "Texts on which each latent is largest, and others from all over its range, with what it adds on every token",
+        labels=labels,
+        columns=LAYER
+        | {
+            "vector": "the latent",
+            "why": _VECTOR["why"].rsplit(";", 1)[0],
+            "band": f"{TOP}: the largest windows; otherwise the window around a token drawn at random from those on "
+            "which the latent has so much of its largest value",
+        },
+        unit="length that the latent adds to the side on which it is longer (residual stream units)",
+    )
 
 
 def steering_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    columns = [*LAYER, *SAMPLE_COLUMNS, "strength", "length"]
-    return Table(
-        pd.DataFrame(rows, columns=columns),
-        "Answers of the finetuned model, unsteered, with a latent added, and with a random direction added",
-        LAYER
-        | SAMPLE_COLUMNS
-        | {
-            "strength": "value of the added latent, in units of the largest value met (of the random direction: as "
-            "long as the longest of the others)",
-            "length": "L2 norm of the added vector (residual stream units)",
-        },
-        View("samples", "text", group=("prompt", "layer"), compare="condition"),
+    return steering.steering_table(
+        rows,
+        "Answers of the finetuned model, unsteered, with a latent added, and with a random direction of its length",
+        LAYER,
+        direction="latent that steered the answers",
+        strength="value of the latent, in units of the largest value met",
     )

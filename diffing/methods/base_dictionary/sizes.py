@@ -13,8 +13,9 @@ from diffing.learners.schedules import Training
 WARMUP_SHARE, ANNEALING_SHARE, DEAD_SHARE = 0.1, 0.2, 0.1
 """Of all steps, or rows: the most that warm-up and annealing take, and a latent's life without activity."""
 
-LATENTS_PER_ACTIVE, MOST_ACTIVE = 48, 100
-"""A dictionary of few latents is not sparse with as many active ones as a large one has."""
+LATENTS_PER_ACTIVE, ROWS_PER_ACTIVE, MOST_ACTIVE = 48, 2**14, 100
+"""A dictionary of few latents is not sparse with as many active ones as a large one has. And few rows hold few
+concepts: with more active latents than these need, all become dense and none can be read."""
 
 
 def n_latents(expansion: float | int, d_model: int, n_rows: int, rows_per_latent: int) -> int:
@@ -22,9 +23,9 @@ def n_latents(expansion: float | int, d_model: int, n_rows: int, rows_per_latent
     return max(1, min(round(expansion * d_model), n_rows // rows_per_latent))
 
 
-def k(n_latents: int) -> int:
+def k(n_latents: int, n_rows: int) -> int:
     """Active latents per row, where none are asked for."""
-    return max(1, min(MOST_ACTIVE, n_latents // LATENTS_PER_ACTIVE))
+    return max(1, min(MOST_ACTIVE, n_latents // LATENTS_PER_ACTIVE, n_rows // ROWS_PER_ACTIVE))
 
 
 def adapted(training: Training, n_rows: int, n_latents: int, min_steps: int, seed: int, lr: float) -> Training:

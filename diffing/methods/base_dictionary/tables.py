@@ -16,6 +16,14 @@ from diffing.report import Table
 
 PAIR, NOISE = "the pair", "noise alone"
 LAYER = {"layer": "decoder block, absolute, counted from 0"}
+_LATENT = {
+    "latent": "number of the latent, counted from 0",
+    "frequency": "share of the stored tokens in which it is active (ratio)",
+    "largest_length": "length that it adds to the difference where it is largest (residual stream units)",
+    "kl_contribution": "how much adding it alone to the base's activations lowers the KL to the finetuned model (nats "
+    "per token; negative: it raises it; NaN: not tried)",
+}
+"""What more than one table says of a latent."""
 
 
 def difference_table(caches: Sequence[ActivationCache], layers: Sequence[int]) -> Table:
@@ -23,7 +31,7 @@ def difference_table(caches: Sequence[ActivationCache], layers: Sequence[int]) -
     for cache in caches:
         for layer in layers:
             differs, base = cache.moments(Stream.DIFFERENCE, layer), cache.moments(Stream.BASE, layer)
-            size, own = (math.sqrt(float(m.mean.square().sum() + m.variance.sum())) for m in (differs, base))
+            size, own = differs.rms_norm, base.rms_norm
             rows.append(
                 {
                     "corpus": cache.corpus,
@@ -67,13 +75,13 @@ def _latents(latents: Latents, bridge: Bridge | None) -> tuple[pd.DataFrame, dic
     alone = {} if bridge is None else {latent: bridge.contribution(latent) for latent in bridge.alone}
     described = {
         "layer": ([latents.layer] * len(numbers), LAYER["layer"]),
-        "latent": (list(numbers), "number of the latent, counted from 0"),
+        "latent": (list(numbers), _LATENT["latent"]),
         **{
             f"class_{rule}": ([str(kind) for kind in kinds], f"whose latent it is by the {rule} rule: {_RULES[rule]}")
             for rule, kinds in latents.classes.items()
         },
         "n_active": (found.n_active.tolist(), "tokens in which it is active; 0 is a dead latent"),
-        "frequency": (found.frequency.tolist(), "share of the tokens in which it is active (ratio)"),
+        "frequency": (found.frequency.tolist(), _LATENT["frequency"]),
         "mean_value": (found.mean.tolist(), "mean value where it is active (multiplies its directions; no unit)"),
         "largest_value": (found.largest.tolist(), "largest value (multiplies its directions; no unit)"),
         **{
@@ -84,15 +92,8 @@ def _latents(latents: Latents, bridge: Bridge | None) -> tuple[pd.DataFrame, dic
             latents.mean_length.tolist(),
             "length that it adds to the difference, on average over all tokens (residual stream units)",
         ),
-        "largest_length": (
-            latents.largest_length.tolist(),
-            "length that it adds to the difference where it is largest (residual stream units)",
-        ),
-        "kl_contribution": (
-            [alone.get(latent, math.nan) for latent in numbers],
-            "how much adding it alone to the base's activations lowers the KL to the finetuned model (nats per token; "
-            "NaN: not tried)",
-        ),
+        "largest_length": (latents.largest_length.tolist(), _LATENT["largest_length"]),
+        "kl_contribution": ([alone.get(latent, math.nan) for latent in numbers], _LATENT["kl_contribution"]),
         **_scaling(latents),
     }
     frame = pd.DataFrame({name: values for name, (values, _) in described.items()})
@@ -207,16 +208,13 @@ def contribution_table(readings: Sequence[Reading]) -> Table:
         "Latents that were added alone to the base's activations, by how much each lowers the KL to the finetuned "
         "model's output; tried are those that change the residual stream most",
         LAYER
+        | _LATENT
         | {
             "rank": "place among the tried ones, 1 lowers the KL most",
-            "latent": "number of the latent, counted from 0",
             "class": "whose latent it is, by the first rule of the latents table",
-            "kl_contribution": "KL without any latent less KL with this one (nats per token; negative: it raises it)",
             "share": "of the KL without any latent (ratio)",
             "nu": "of the finetuned direction, what the base holds relative to the finetuned side: nu_error of the "
             "latents table, or nu_activation if it has no nu_error (ratio)",
-            "frequency": "share of the stored tokens in which it is active (ratio)",
-            "largest_length": "length that it adds to the difference where it is largest (residual stream units)",
         },
     )
 

@@ -8,6 +8,7 @@ neutral prompts. The base's mean and a random direction are read in the same way
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -21,13 +22,13 @@ from diffing.errors import InvalidSetting
 from diffing.learners.base import check_fits
 from diffing.learners.fitting import fit
 from diffing.learners.pca import PCA, PCAFit
-from diffing.lenses.examples import Examples, TopExamples, document_blocks
+from diffing.lenses.examples import Examples, TopExamples
 from diffing.lenses.patchscope import INTERSECTION
-from diffing.lenses.readouts import Label, both_lenses
-from diffing.lenses.steering import Condition, steered_samples
+from diffing.lenses.readouts import BASE_MEAN, RANDOM, Label, both_lenses
+from diffing.lenses.steering import Answers, beside_controls, direction_rows, steering_findings
+from diffing.lenses.texts import document_blocks
 from diffing.methods.base import Study
 from diffing.methods.pca import tables
-from diffing.models.generation import Sampling
 from diffing.report import Finding, NamedTensor, Report, Scalar, Table, slug
 from diffing.specs import JSON
 
@@ -71,8 +72,8 @@ class PrincipalComponents:
 
     name: ClassVar[str] = "pca"
 
-    prompts: Sequence[str]
-    """Neutral chat prompts that are answered steered and unsteered."""
+    answers: Answers
+    """That are given steered and unsteered."""
     layers: Sequence[float | int] | None = None
     """Depths to analyse, among those that are cached; None takes all."""
     target: str = Stream.DIFFERENCE
@@ -97,10 +98,6 @@ class PrincipalComponents:
     """Components, of the first, that steer, besides the mean."""
     strengths: Sequence[float] = (0.5, 1.0)
     """Steering strengths, in units of the largest projection met in that direction."""
-    samples_per_prompt: int = 1
-    max_new_tokens: int = 48
-    temperature: float = 0.7
-    steering_batch_size: int = 32
 
     def __post_init__(self) -> None:
         if self.target not in list(Stream):
@@ -126,15 +123,19 @@ class PrincipalComponents:
         """One streamed pass per layer; nothing for a layer at which nothing varies."""
         fitted = {}
         for layer in study.cached_layers(self.layers):
-            moments = study.moments(self._stream, layer)
-            if _constant(moments):
+            if _constant(study.moments(self._stream, layer)):
                 continue
             pass_over = PCAFit.of(study.caches, layer, self._stream, self.n_components)
-            data = ActivationDataModule(study.caches, layer, self.batch_size, study.seed)
-            with study.progress.stage(f"principal components of layer {layer}", moments.count) as advance:
-                fit(pass_over, data, logger=logger, device=study.pair.device, on_batch=advance)
-            fitted[_learner(layer)] = pass_over.solve().cpu()
+            solve = partial(self._solved, study, pass_over, logger)
+            fitted[_learner(layer)] = study.scratch.fitted(pass_over.recipe, solve)
         return fitted
+
+    def _solved(self, study: Study, pass_over: PCAFit, logger: "Logger | None") -> PCA:
+        layer, n_rows = pass_over.recipe.layer, sum(cache.n_rows for cache in study.caches)
+        data = ActivationDataModule(study.caches, layer, self.batch_size, study.seed)
+        with study.progress.stage(f"principal components of layer {layer}", n_rows) as advance:
+            fit(pass_over, data, logger=logger, device=study.pair.device, on_batch=advance)
+        return pass_over.solve().cpu()
 
     def run(self, study: Study) -> Report:
         layers = study.cached_layers(self.layers)
@@ -162,11 +163,10 @@ class PrincipalComponents:
     def _reading(self, study: Study, layer: int) -> Reading:
         pca = study.learner(_learner(layer))
         assert isinstance(pca, PCA)
-        finetuned = study.moments(Stream.FINETUNED, layer)
         means = {cache.corpus: cache.moments(self._stream, layer).mean.float() for cache in study.caches}
-        square = float(finetuned.mean.square().sum() + finetuned.variance.sum())
         base_mean = study.moments(Stream.BASE, layer).mean.float()
-        return Reading(layer, pca, means, base_mean, square**0.5, *self._examples(study, layer, pca))
+        residual_norm = study.moments(Stream.FINETUNED, layer).rms_norm
+        return Reading(layer, pca, means, base_mean, residual_norm, *self._examples(study, layer, pca))
 
     def _examples(self, study: Study, layer: int, pca: PCA) -> tuple[dict[str, Examples], Float[Tensor, " latent"]]:
         """Windows per corpus, and the kurtosis of the projections over all corpora."""
@@ -217,7 +217,7 @@ class PrincipalComponents:
     def _readouts(self, study: Study, reading: Reading) -> tuple[list[dict], list[dict]]:
         """Rows of the logit lens and of the patchscope; the base's mean is read by the base."""
         vectors, labels = self._vectors(study, reading)
-        read_by = [Side.BASE if label["vector"] == tables.BASE_MEAN else Side.FINETUNED for label in labels]
+        read_by = [Side.BASE if label["vector"] == BASE_MEAN else Side.FINETUNED for label in labels]
         return both_lenses(
             study.pair, vectors, labels, read_by, reading.layer, reading.residual_norm, self.patchscope_scales,
             self.patchscope_intersection, self.top,
@@ -229,56 +229,30 @@ class PrincipalComponents:
         named = [(tables.MEAN, corpus, mean) for corpus, mean in reading.means.items()]
         for number, component in enumerate(reading.pca.components[: self.read]):
             named += [(tables.component(number, sign), tables.ALL, sign * component) for sign in (1, -1)]
-        named.append((tables.BASE_MEAN, tables.ALL, reading.base_mean))
-        named.append((tables.RANDOM, tables.ALL, torch.randn(reading.base_mean.shape, generator=generator)))
+        named.append((BASE_MEAN, tables.ALL, reading.base_mean))
+        named.append((RANDOM, tables.ALL, torch.randn(reading.base_mean.shape, generator=generator)))
         labels: list[Label] = [
             {"corpus": corpus, "layer": reading.layer, "vector": name} for name, corpus, vector in named
         ]
         return torch.stack([vector for _, _, vector in named]), labels
 
     def _steer(self, study: Study, reading: Reading) -> list[dict]:
-        """Per direction: unsteered answers (the same for all), steered ones, and randomly steered ones."""
-        conditions = self._conditions(study, reading)
-        total = len(self.prompts) * len(conditions) * self.samples_per_prompt
-        sampling = Sampling(self.max_new_tokens, self.temperature, seed=study.seed)
-        title = f"samples steered at layer {reading.layer}"
+        """Rows of answers, steered by each direction and by its controls."""
+        conditions = beside_controls(self._directions(reading), self.strengths, study.seed)
+        total, title = self.answers.count(conditions), f"samples steered at layer {reading.layer}"
         with study.progress.stage(title, total) as advance, study.pair.using(Side.FINETUNED) as model:
-            samples = steered_samples(
-                model, study.pair.tokenizer, self.prompts, conditions, reading.layer, self.samples_per_prompt, sampling,
-                self.steering_batch_size, advance,
-            )  # fmt: skip
-        length = {condition.name: float(condition.vector.norm()) for condition in conditions}
-        directions = [name for name, _, _ in self._directions(reading)]
-        rows = []
-        for sample in samples:
-            direction, _, condition = sample.condition.name.rpartition(": ")
-            row = {"layer": reading.layer, **sample.as_row(), "length": length[sample.condition.name]}
-            rows += [
-                row | {"direction": each, "condition": condition} for each in ([direction] if direction else directions)
-            ]
-        return rows
+            samples = self.answers.draw(model, study.pair.tokenizer, conditions, reading.layer, study.seed, advance)
+        return [{"layer": reading.layer, **row} for row in direction_rows(samples)]
 
-    def _directions(self, reading: Reading) -> list[tuple[str, Float[Tensor, " d_model"], float]]:
-        """(name, unit vector, largest projection met) of what steers: the mean, and both ends of components."""
-        found = [(tables.MEAN, reading.mean_direction, reading.largest(0, smallest=False))]
+    def _directions(self, reading: Reading) -> dict[str, Float[Tensor, " d_model"]]:
+        """What steers, as long as the largest projection met in that direction: the mean, and both ends of
+        components."""
+        found = {tables.MEAN: reading.largest(0, smallest=False) * reading.mean_direction}
         for number, component in enumerate(reading.pca.components[: self.steered]):
             for sign in (1, -1):
                 largest = reading.largest(number + 1, smallest=sign < 0)
-                found.append((tables.component(number, sign), sign * component, largest))
+                found[tables.component(number, sign)] = sign * largest * component
         return found
-
-    def _conditions(self, study: Study, reading: Reading) -> list[Condition]:
-        """Unsteered; then each direction at each strength, and a random one as long as its longest."""
-        generator = torch.Generator().manual_seed(study.seed)
-        conditions = [Condition("unsteered", "unsteered", 0.0, torch.zeros_like(reading.base_mean))]
-        for name, direction, largest in self._directions(reading):
-            for strength in self.strengths:
-                vector = strength * largest * direction
-                conditions.append(Condition(f"{name}: strength {strength:g}", "steered", strength, vector))
-            random = torch.nn.functional.normalize(torch.randn(direction.shape, generator=generator), dim=0)
-            most = max(self.strengths)
-            conditions.append(Condition(f"{name}: {tables.RANDOM}", "random", most, most * largest * random))
-        return conditions
 
     def _findings(
         self,
@@ -295,7 +269,7 @@ class PrincipalComponents:
         return [
             *tables.mean_findings(measured, self._stream),
             *tables.component_findings(measured, self.read),
-            *tables.steering_findings(measured["steering"]),
+            *steering_findings(measured["steering"]),
         ]
 
 

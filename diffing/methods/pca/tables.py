@@ -14,13 +14,12 @@ from diffing.activations.store import ActivationCache
 from diffing.axes import Stream
 from diffing.learners.pca import PCA
 from diffing.lenses import examples as max_activating
-from diffing.lenses import readouts
+from diffing.lenses import readouts, steering
 from diffing.lenses.examples import Examples
-from diffing.lenses.readouts import listed, own_tokens
-from diffing.lenses.steering import SAMPLE_COLUMNS, words_steered_towards
-from diffing.report import PALETTE, Figure, Finding, Table, View
+from diffing.lenses.readouts import BASE_MEAN, RANDOM, listed, own_tokens, read_as
+from diffing.report import PALETTE, Figure, Finding, Table
 
-MEAN, BASE_MEAN, RANDOM = "mean", "base mean", "random direction"
+MEAN = "mean"
 ALL = "all"
 HEAVY_TAIL = 100
 """Kurtosis from which a component is said to be carried by few tokens."""
@@ -45,7 +44,6 @@ def mean_table(caches: Sequence[ActivationCache], layers: Sequence[int], target:
             analysed, base = cache.moments(target, layer), cache.moments(Stream.BASE, layer)
             mean, variance = float(analysed.mean.norm()), float(analysed.variance.sum())
             mean_square = mean**2 + variance
-            base_square = float(base.mean.square().sum() + base.variance.sum())
             rows.append(
                 {
                     "corpus": cache.corpus,
@@ -53,8 +51,8 @@ def mean_table(caches: Sequence[ActivationCache], layers: Sequence[int], target:
                     "rows": analysed.count,
                     "documents": cache.base.n_documents,
                     "mean_norm": mean,
-                    "rms_norm": mean_square**0.5,
-                    "relative_norm": (mean_square / base_square) ** 0.5,
+                    "rms_norm": analysed.rms_norm,
+                    "relative_norm": analysed.rms_norm / base.rms_norm,
                     "mean_share": mean**2 / mean_square if mean_square else 0.0,
                     "mean_share_by_chance": variance / mean_square / cache.base.n_documents if mean_square else 0.0,
                 }
@@ -138,35 +136,28 @@ def example_table(
 ) -> Table:
     """Windows of every layer in one table."""
     names = [MEAN, *(f"component {number}" for number in range(read))]
-    parts = [
-        max_activating.example_table(
-            examples,
-            tokenizer,
-            "Texts on which each direction is largest and smallest, with the projection of every token",
-            labels={"layer": [layer] * len(names), "vector": names},
-            columns=_LAYER | {"vector": "direction projected on: of the mean, or of a component"},
-            unit=f"projection of the {target} (of a component: less the mean; residual stream units)",
-        )
-        for layer, examples in found.items()
-    ]
-    frame = pd.concat([part.frame for part in parts], ignore_index=True)
-    return Table(frame, parts[0].about, parts[0].columns, parts[0].view)
+    return max_activating.stacked(
+        [
+            max_activating.example_table(
+                examples,
+                tokenizer,
+                "Texts on which each direction is largest and smallest, with the projection of every token",
+                labels={"layer": [layer] * len(names), "vector": names},
+                columns=_LAYER | {"vector": "direction projected on: of the mean, or of a component"},
+                unit=f"projection of the {target} (of a component: less the mean; residual stream units)",
+            )
+            for layer, examples in found.items()
+        ]
+    )
 
 
 def steering_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    columns = [*_LAYER, "direction", *SAMPLE_COLUMNS, "strength", "length"]
-    return Table(
-        pd.DataFrame(rows, columns=columns),
+    return steering.steering_table(
+        rows,
         "Answers of the finetuned model, unsteered, with a direction added, and with a random direction of its length",
-        _LAYER
-        | SAMPLE_COLUMNS
-        | {
-            "direction": "what steered the answers: the mean or one end of a component (unsteered answers stand beside "
-            "each, and are the same)",
-            "strength": "length of the added vector, in units of the largest projection met in the direction",
-            "length": "L2 norm of the added vector (residual stream units)",
-        },
-        View("samples", "text", group=("prompt", "direction", "layer"), compare="condition"),
+        _LAYER,
+        direction="what steered the answers: the mean or one end of a component",
+        strength="length of the added vector, in units of the largest projection met in the direction",
     )
 
 
@@ -181,7 +172,7 @@ def mean_findings(measured: Mapping[str, Table], target: Stream) -> list[Finding
             name: _own(measured[name].frame, int(row.layer), MEAN, str(row.corpus))
             for name in ("logit_lens", "patchscope")
         }
-        words = "; ".join(f"the {name.replace('_', ' ')} reads {listed(own['token'])}" for name, own in read.items())
+        words = read_as({name: own["token"] for name, own in read.items()})
         found.append(
             Finding(
                 f"On {row.corpus}, layer {row.layer}, the {target} has {row.relative_norm:.1%} of the size of the "
@@ -215,24 +206,6 @@ def component_findings(measured: Mapping[str, Table], read: int) -> list[Finding
                 [int(row.Index)],
             )
         )
-    return found
-
-
-def steering_findings(steering: Table) -> list[Finding]:
-    """Per layer and direction, the words that steered answers use, and unsteered and randomly steered ones do not."""
-    found = []
-    for (layer, direction), frame in steering.frame.groupby(["layer", "direction"], sort=False):
-        texts = {kind: list(rows["text"]) for kind, rows in frame.groupby("kind")}
-        words = words_steered_towards(texts["steered"], [texts["unsteered"], texts["random"]])
-        if words:
-            found.append(
-                Finding(
-                    f"Steered by the {direction} of layer {layer}, answers to neutral prompts speak of "
-                    f"{', '.join(words)}; unsteered and randomly steered answers do not, or far less often.",
-                    "steering",
-                    [int(row) for row in frame.index[frame["kind"] == "steered"][:6]],
-                )
-            )
     return found
 
 
