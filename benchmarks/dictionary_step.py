@@ -1,6 +1,6 @@
 """One training step of a sparse dictionary against plain autograd and other libraries, on the same rows in memory.
 
-    pip install sae-lens==6.54.12 dictionary-learning==0.1.0 eai-sparsify==1.3.3    # what is not there is left out
+    pip install -c constraints.txt -e .[benchmarks]    # the other libraries; what is not there is left out
     python benchmarks/dictionary_step.py [rounds] [steps] [d_model] [latents] [k] [batch]
 
 A step is the forward pass, all gradients and the optimiser's step, and for an SAE what keeps the decoder's rows at norm
