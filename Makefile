@@ -36,7 +36,7 @@ table: install ## all demo organisms, and the table of docs/demo_organisms.md (a
 	$(BIN)/python -m diffing.demo.readouts
 
 test: install-test ## every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow"
 
 test-slow: install-test ## minutes-long checks on the real model
 	$(BIN)/python -m pytest -m slow

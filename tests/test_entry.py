@@ -103,7 +103,7 @@ def run_trackers(folder: Path, *words: str) -> subprocess.CompletedProcess:
             [METHOD, "organism=none", "model=smollm2_13m"],
             "unknown model 'smollm2_13m'; known, nearest first: smollm2_1",
         ),
-        (["diffing/method=activation_lens", "organism=none"], "nearest first: activation_difference_lens"),
+        (["diffing/method=activation_diff_lens", "organism=none"], "nearest first: activation_difference_lens"),
         (
             [METHOD, "organism=none", "corpus=[python_doc]"],
             "unknown corpus 'python_doc'; known, nearest first: python_",
