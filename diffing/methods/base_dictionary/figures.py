@@ -151,6 +151,7 @@ def _training(measured: Sequence[Latents]) -> Figure:
                 )  # fmt: skip
     for row, title in enumerate(panels.values(), 1):
         figure.update_yaxes(title_text=title, row=row, col=1)
+    figure.update_yaxes(rangemode="nonnegative", row=len(panels), col=1)  # a share; all zeros would be drawn mid-way
     figure.update_xaxes(title_text="step", row=len(panels), col=1)
     figure.update_layout(height=640)
     return _figure(
