@@ -8,7 +8,7 @@ import torch
 from diffing.axes import Side
 from diffing.errors import IncompatiblePair, InvalidSetting
 from diffing.models.pair import ModelPair
-from diffing.models.sites import decoder_blocks, editing, reading, residuals, unembed
+from diffing.models.sites import decoder_blocks, editing, reading, readout, residuals, unembed
 from diffing.models.sources import pin
 from diffing.text.windows import TokenBatch, pad
 from tests import tiny
@@ -40,6 +40,29 @@ def test_unembedding_the_last_block_gives_the_models_own_logits(family: str) -> 
     last = residuals(model, batch, [tiny.LAYERS - 1])[tiny.LAYERS - 1]
     logits = model(input_ids=batch.ids).logits
     torch.testing.assert_close(unembed(model, last[:, -1], chunk=100), logits[:, -1].float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_logits_of_bf16_weights_are_not_rounded(family: str) -> None:
+    model = tiny.model(family).to(torch.bfloat16)
+    hidden = torch.randn(30, tiny.WIDTH, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = tiny.model(family).double()
+    for wide, rounded in zip(exact.parameters(), model.parameters(), strict=True):
+        wide.copy_(rounded)
+    expected = exact.lm_head(exact.model.norm(hidden.double()))
+    if cap := getattr(model.config, "final_logit_softcapping", None):
+        expected = torch.tanh(expected / cap) * cap
+    found = unembed(model, hidden, chunk=100)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert (expected.bfloat16() - expected).abs().max() > 1e-3  # what rounding would do
+
+
+def test_logits_are_read_in_parts_into_a_buffer() -> None:
+    model, hidden, buffer = tiny.model(), torch.randn(7, tiny.WIDTH), torch.empty(3, tiny.VOCAB)
+    part, expected = readout(model, hidden).rows(slice(4, None), buffer), unembed(model, hidden)
+    assert part.data_ptr() == buffer.data_ptr()
+    torch.testing.assert_close(part, expected[4:], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -92,11 +115,13 @@ def test_an_unknown_architecture_is_named() -> None:
 def test_the_readout_of_the_last_block_has_the_adapter_of_the_head_where_it_is_on(lora: dict, tmp_path: Path) -> None:
     base = tiny.save_model(tmp_path / "base")
     pair = ModelPair(pin(tiny.pair_spec(base, "lora", tiny.save_adapter(tmp_path / "a", tiny.model(), **lora))), "cpu")
-    batch, logits = batch_of("right"), {}
+    batch, logits, kept = batch_of("right"), {}, {}
     for side in Side:
         with pair.using(side) as model, torch.no_grad():
             last = residuals(model, batch, [tiny.LAYERS - 1])[tiny.LAYERS - 1]
             logits[side] = model(batch.ids, attention_mask=batch.mask.long(), position_ids=batch.position_ids).logits
-            read = unembed(model, last[batch.mask])
+            read, kept[side] = unembed(model, last[batch.mask]), readout(model, last[batch.mask])
         torch.testing.assert_close(read, logits[side][batch.mask], rtol=1e-4, atol=1e-4)
+    for side in Side:  # after the pair was switched to the other side
+        torch.testing.assert_close(kept[side].rows(slice(None)), logits[side][batch.mask], rtol=1e-4, atol=1e-4)
     assert (logits[Side.BASE] - logits[Side.FINETUNED])[batch.mask].abs().max() > 0.1
