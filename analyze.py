@@ -12,11 +12,11 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from diffing.entry import console, learners, setup
+from diffing.entry import caches, console, learners, setup
 from diffing.entry.choices import check_choices
 from diffing.entry.provenance import provenance
 from diffing.html.page import write
-from diffing.methods.base import DiffingMethod, LearningMethod
+from diffing.methods.base import CacheReader, DiffingMethod, LearningMethod
 from diffing.report import Report
 from diffing.specs import JSON, artifact_name
 from trackers import ArtifactRef, Kind, Tracker
@@ -31,10 +31,14 @@ def main(config: DictConfig) -> None:
         with setup.tracker(config, job="analyze") as tracker:
             started = time.monotonic()
             used: list[ArtifactRef] = []
+            if not isinstance(method, LearningMethod):  # for those, its cache is made with the others
+                study = setup.with_training_corpus(config, study)
             if isinstance(method, LearningMethod):
                 study, used = learners.with_caches(config, study, tracker)
                 study, learner = learners.with_learners(config, method, study, tracker, used)
                 used.append(learner)
+            elif isinstance(method, CacheReader):
+                study, used = caches.with_existing(config, method, study, tracker)
             report = method.run(study)
             report = report.with_provenance(
                 provenance(
