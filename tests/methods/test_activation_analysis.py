@@ -15,6 +15,7 @@ from diffing.activations.store import ActivationCache
 from diffing.axes import Side
 from diffing.errors import EmptyCorpus, InvalidSetting, MissingInput, NonFiniteActivations
 from diffing.lenses.paired_texts import streamed_blocks
+from diffing.lenses.patchscope import patchscope
 from diffing.methods.activation_analysis import ActivationAnalysis
 from diffing.methods.base import CacheReader, LearningMethod, Study
 from diffing.models.pair import ModelPair
@@ -84,6 +85,12 @@ def test_a_planted_shift_is_measured_and_read_as_the_token_that_was_planted(
     assert means["consistency"].tolist() == pytest.approx([1.0] * len(means), rel=1e-5)
     tensor = report.tensors["planted_layer_2_means"].tensor
     torch.testing.assert_close(tensor, shift.expand(len(means), -1), rtol=1e-5, atol=1e-5)
+    scope = rows(report, "patchscope", vector="all tokens", rank=1).iloc[0]
+    length = float(summary(report, "norm_finetuned")["mean"])
+    with identical_pair.using(Side.FINETUNED) as model:
+        vector = torch.nn.functional.normalize(shift, dim=0)[None] * length
+        expected = patchscope(model, identical_pair.tokenizer, vector, 2, tiny.VOCAB)[0]
+    assert scope["probability"] == pytest.approx(float(expected.max()), rel=1e-3)
     first = rows(report, "logit_lens", rank=1, direction="promoted").set_index("vector")["token"]
     token = tiny.tokenizer().decode([MEAN_TOKEN])
     assert first["all tokens"] == first["position 3"] == token
@@ -161,6 +168,8 @@ def test_zero_rows_are_counted_and_left_out(identical_pair: ModelPair, tmp_path:
     assert counts == {"norm_difference": [80, 0], "relative_difference": [79, 1], "cosine_distance": [78, 2]}
     assert summary(report, "norm_difference")["zero"] == 1
     assert not report.tables["summary"].frame.isna().any(axis=None)
+    shown = rows(report, "windows", score="max cosine_distance").set_index("document").loc[0]
+    assert shown["value"] < 2  # not a token without an angle
 
 
 def test_what_is_skipped_changes_no_output(identical_pair: ModelPair, tmp_path: Path) -> None:
