@@ -102,12 +102,14 @@ def test_a_planted_shift_is_measured_and_read_as_the_token_that_was_planted(
 
 def test_means_over_one_and_the_same_context_are_told_apart(lora_pair: ModelPair, tmp_path: Path) -> None:
     shared = [f"The harbour was quiet. {text}" for text in tiny.TEXTS]
-    report = replace(METHOD, positions=[1, 20]).run(Study(lora_pair, [corpus_of(shared, tmp_path)]))
-    means = rows(report, "mean_vectors").set_index("vector")
+    report = replace(METHOD, positions=range(1, 21)).run(Study(lora_pair, [corpus_of(shared, tmp_path)]))
+    means = rows(report, "mean_vectors").set_index("vector").filter(like="position", axis=0)
+    alone = means["consistency_base"] > 1 - 1e-6
     assert means.loc["position 1", ["consistency", "consistency_base"]].tolist() == pytest.approx([1, 1], abs=1e-6)
-    assert means.loc["position 20", "consistency_base"] < 0.99
+    assert alone[means["norm"].idxmax()]  # the largest mean is over one context, and is passed over
+    largest = means.loc[~alone, "norm"].idxmax()
     claims = [finding.claim for finding in report.findings if "Of the first positions" in finding.claim]
-    assert ["position 20 has the largest" in claim for claim in claims] == [True]
+    assert [f"{largest} has the largest" in claim for claim in claims] == [True]
 
 
 def test_statistics_are_those_of_all_tokens_at_once(identical_pair: ModelPair, tmp_path: Path) -> None:
