@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from diffing.errors import EmptyCorpus, InvalidSetting
-from diffing.text.chat import chat_text
-from diffing.text.corpus import Document
+from diffing.text.chat import chat_text, render_chat
+from diffing.text.corpus import Document, Message
 
 CHARACTERS_PER_TOKEN = 20
 """How much text is tokenised at first, per token wanted; more is taken where it does not suffice."""
@@ -74,6 +74,46 @@ def token_sequences(
         raise EmptyCorpus("no document of the corpus has a token; check its id and column")
 
 
+@dataclass(frozen=True)
+class ChatStart:
+    """A conversation up to and into its first answer."""
+
+    ids: list[int]
+    anchor: int
+    """Where in `ids` the assistant's first token is; their length if there is no answer."""
+
+
+def chat_starts(
+    corpus: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    max_prompt_tokens: int = 512,
+    max_texts: int | None = None,
+) -> Iterator[ChatStart]:
+    """What comes before the first answer of each conversation, and the first `max_tokens` tokens of that answer.
+
+    A conversation without an assistant's message ends with the header of the answer that would follow. Left out is what
+    has more than `max_prompt_tokens` tokens before the answer, or an answer without a token. Raises EmptyCorpus if all
+    are, InvalidSetting for a corpus of texts, for a tokenizer without a chat template and for bounds out of range.
+    """
+    if max_tokens < 0 or max_prompt_tokens < 1 or (max_texts is not None and max_texts < 1):
+        raise InvalidSetting(
+            "expected max_tokens of 0 or more, max_prompt_tokens and max_texts of 1 or more, got "
+            f"{max_tokens}, {max_prompt_tokens} and {max_texts}"
+        )
+    starts = (_chat_start(document, tokenizer, max_tokens, max_prompt_tokens) for document in corpus)
+    found = False
+    for start in islice(filter(None, starts), max_texts):
+        found = True
+        yield start
+    if not found:
+        raise EmptyCorpus(
+            f"no conversation has an answer after at most {max_prompt_tokens} tokens; check the corpus, or raise "
+            "max_prompt_tokens"
+        )
+
+
 def batches(
     sequences: Iterable[Sequence[int]], batch_size: int, pad_id: int, side: Literal["left", "right"]
 ) -> Iterator[TokenBatch]:
@@ -105,6 +145,26 @@ def _first_tokens(document: Document, tokenizer: PreTrainedTokenizerBase, max_to
         if len(ids) >= max_tokens + added or len(head) == len(text):
             return ids[:max_tokens] if len(ids) > added else []
         characters *= 2
+
+
+def _chat_start(
+    document: Document, tokenizer: PreTrainedTokenizerBase, max_tokens: int, max_prompt_tokens: int
+) -> ChatStart | None:
+    if isinstance(document, str):
+        raise InvalidSetting("positions around an answer need a corpus of format chat, got one of format text")
+    messages = _to_first_answer(document)
+    answered = messages[-1]["role"] == "assistant"
+    chat = render_chat(tokenizer, messages, add_generation_prompt=not answered)
+    answer = [index for index, spoken in enumerate(chat.assistant_mask) if spoken]
+    if answered and not answer:
+        return None
+    anchor, end = (answer[0], answer[-1] + 1) if answered else (len(chat.ids), len(chat.ids))
+    return ChatStart(chat.ids[: min(anchor + max_tokens, end)], anchor) if anchor <= max_prompt_tokens else None
+
+
+def _to_first_answer(messages: Sequence[Message]) -> Sequence[Message]:
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    return messages[: answers[0] + 1] if answers else messages
 
 
 def _head(text: str, characters: int) -> str:

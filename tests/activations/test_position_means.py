@@ -1,15 +1,19 @@
 """The streamed pass against brute force with `output_hidden_states`, and against closed forms."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor
 
+from diffing.activations import position_means as module
 from diffing.activations.position_means import SKIPPED, PositionMeans, position_means
 from diffing.axes import Side
 from diffing.errors import EmptyCorpus, InvalidSetting, NonFiniteActivations
 from diffing.models.pair import ModelPair
 from diffing.models.sites import decoder_blocks
-from diffing.text.windows import pad
+from diffing.text.windows import TokenBatch, batches, chat_starts, pad
 from tests import tiny
 
 LAYERS = [1, 2]
@@ -116,12 +120,137 @@ def test_nan_activations_name_the_side_and_the_layer(base_folder, merged_folder)
 
 
 def test_texts_too_short_for_a_residual_norm_are_refused(lora_pair: ModelPair) -> None:
-    with pytest.raises(EmptyCorpus, match=f"position {SKIPPED}"):
+    with pytest.raises(EmptyCorpus, match=f"first {SKIPPED} of a text"):
         streamed(lora_pair, [[5, 6, 7]], 1, "right")
     with pytest.raises(InvalidSetting, match="3 positions"):
         position_means(lora_pair, [], LAYERS, 3)
     with pytest.raises(EmptyCorpus, match="no batch"):
         position_means(lora_pair, [], LAYERS, N)
+
+
+def talks() -> tuple[list[list[int]], list[int]]:
+    """Conversations with their anchors: long and short prompts, one without an answer, answers of 1 to 20 tokens."""
+    user = [{"role": "user", "content": text} for text in [*tiny.TEXTS, "Bread?", "Go on."]]
+    answers = [
+        {"role": "assistant", "content": text} for text in ["Yes", *tiny.TEXTS[:4], "A letter, folded.", "It is late."]
+    ]
+    corpus = [[asked, answer] for asked, answer in zip(user, answers, strict=False)] + [[user[-1]]]
+    starts = list(chat_starts(corpus, tiny.tokenizer(), max_tokens=4))
+    return [start.ids for start in starts], [start.anchor for start in starts]
+
+
+def brute_force_around(pair: ModelPair, rows: list[list[int]], anchors: list[int], layer: int) -> dict[int, Tensor]:
+    """Mean difference by position from the anchor, -3 to 3, one text at a time; under the key 99 the residual norm."""
+    found: dict[int, list[Tensor]] = {position: [] for position in range(-3, 4)}
+    norms = []
+    for ids, anchor in zip(rows, anchors, strict=True):
+        states = {}
+        for side in Side:
+            with pair.using(side) as model:
+                hidden = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+            states[side] = hidden[layer + 1][0].double()
+        for token in range(len(ids)):
+            if token - anchor in found:
+                found[token - anchor].append(states[Side.FINETUNED][token] - states[Side.BASE][token])
+                norms += [states[Side.FINETUNED][token].norm()] if token >= SKIPPED else []
+    return {position: torch.stack(rows).mean(0) for position, rows in found.items()} | {99: torch.stack(norms).mean()}
+
+
+def around(
+    pair: ModelPair, rows: list[list[int]], anchors: list[int], batch_size: int, side: str
+) -> dict[int, PositionMeans]:
+    padded = batches(rows, batch_size, pad_id=0, side=side)
+    return position_means(pair, padded, LAYERS, 4, anchors=anchors, n_before=3)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_means_around_answers_equal_brute_force(lora_pair: ModelPair, side: str, batch_size: int) -> None:
+    rows, anchors = talks()
+    found = around(lora_pair, rows, anchors, batch_size, side)
+    for layer in LAYERS:
+        expected = brute_force_around(lora_pair, rows, anchors, layer)
+        assert list(found[layer].positions) == list(range(-3, 4))
+        for row, position in enumerate(found[layer].positions):
+            assert relative(found[layer].difference[row], expected[position]) < 1e-5
+        assert found[layer].residual_norm == pytest.approx(expected[99].item(), rel=1e-5)
+
+
+class Sides(ModelPair):
+    """A pair whose "models" are its sides; what they do is told by a stand-in for `residuals`."""
+
+    def __init__(self) -> None:
+        pass
+
+    @contextmanager
+    def using(self, side: Side) -> Iterator[Side]:
+        yield side
+
+
+MARK = 9
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_a_shift_planted_at_each_position_from_the_anchor_is_found(
+    monkeypatch: pytest.MonkeyPatch, side: str, batch_size: int
+) -> None:
+    """Sequences say themselves where their anchor is: at the only token MARK."""
+    generator = torch.Generator().manual_seed(0)
+    embedded = torch.randn(20, 6, generator=generator)
+    planted = torch.randn(40, 6, generator=generator)
+
+    def shifted(side: Side, batch: TokenBatch, layers: list[int]) -> dict[int, Tensor]:
+        stream = embedded[batch.ids] + (~batch.mask)[..., None] * 1e6
+        anchor = (batch.ids == MARK).int().argmax(1, keepdim=True)
+        shift = planted[torch.arange(batch.ids.shape[1])[None] - anchor + 20]
+        return dict.fromkeys(layers, stream + (shift if side is Side.FINETUNED else 0))
+
+    monkeypatch.setattr(module, "residuals", shifted)
+    anchors = [0, 1, 2, 3, 4, 7, 5]
+    rows = [[1 + i % 5 for i in range(anchor)] + [MARK] + [3] * (number % 5) for number, anchor in enumerate(anchors)]
+    found = position_means(
+        Sides(), batches(rows, batch_size, 0, side), [0], n_positions=3, anchors=anchors, n_before=5
+    )[0]
+    assert list(found.positions) == [-5, -4, -3, -2, -1, 0, 1, 2]
+    assert found.n_texts.tolist() == [2, 3, 4, 5, 6, 7, 5, 3]
+    torch.testing.assert_close(found.difference.float(), planted[15:23], rtol=1e-5, atol=1e-5)
+
+
+def test_the_residual_norm_skips_the_first_tokens_of_the_text_not_of_the_answer(lora_pair: ModelPair) -> None:
+    ids = texts()[0]
+    of_text = streamed(lora_pair, [ids], 1, "right")[1]
+    norms = of_text.norm_finetuned
+    for anchor, n_before, n_positions in ((7, 3, 2), (4, 3, 4), (2, 2, 10), (12, 3, 0)):
+        window = position_means(
+            lora_pair, [pad([ids], 0, "right")], [1], n_positions, anchors=[anchor], n_before=n_before
+        )[1]
+        read = range(anchor - n_before, min(anchor + n_positions, N))
+        torch.testing.assert_close(window.norm_finetuned, norms[read.start : read.stop])
+        expected = norms[[token for token in read if token >= SKIPPED]].mean()
+        assert window.residual_norm == pytest.approx(expected.item())
+
+
+def test_anchors_at_the_first_tokens_change_nothing(lora_pair: ModelPair) -> None:
+    rows = texts()
+    plain = streamed(lora_pair, rows, 4, "left")[1]
+    anchored = position_means(lora_pair, batches(rows, 4, 0, "left"), LAYERS, N, anchors=[0] * len(rows))[1]
+    assert anchored.first == plain.first == 0
+    assert torch.equal(anchored.difference, plain.difference)
+    assert anchored.residual_norm == plain.residual_norm
+
+
+def test_anchors_that_do_not_fit_the_texts_are_refused(lora_pair: ModelPair) -> None:
+    rows = texts()[:2]
+    for anchors, message in (([3], "1 anchors"), ([3, 3, 3], "3 anchors"), ([3, 13], "outside"), ([-1, 0], "outside")):
+        with pytest.raises(InvalidSetting, match=message):
+            around(lora_pair, rows, anchors, 2, "right")
+    with pytest.raises(InvalidSetting, match="needs anchors"):
+        position_means(lora_pair, batches(rows, 2, 0, "right"), LAYERS, N, n_before=3)
+    with pytest.raises(InvalidSetting, match="expected some"):
+        position_means(lora_pair, batches(rows, 2, 0, "right"), LAYERS, 0, anchors=[3, 3])
+    with pytest.raises(EmptyCorpus, match="first 5 of a text"):
+        position_means(lora_pair, batches(rows, 2, 0, "right"), LAYERS, 2, anchors=[3, 3])
 
 
 @pytest.mark.real_model

@@ -8,7 +8,7 @@ from diffing.errors import EmptyCorpus, InvalidSetting
 from diffing.specs import CorpusSpec
 from diffing.text import windows
 from diffing.text.corpus import Corpus
-from diffing.text.windows import batches, pad, token_sequences
+from diffing.text.windows import batches, chat_starts, pad, token_sequences
 from tests.text import chats
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=7)
@@ -154,6 +154,65 @@ def test_bounds_below_one_are_refused():
     for sequences in ([], [[1], []]):
         with pytest.raises(InvalidSetting, match="got lengths"):
             pad(sequences, 0, "left")
+
+
+HELLO = {"role": "user", "content": "hello there"}
+ANSWER = {"role": "assistant", "content": "I am well, thank you. And you?"}
+MORE = {"role": "user", "content": "Tell me more."}
+HEADERS = {
+    "chatml": "<|im_start|>assistant\n",
+    "llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "gemma": "<start_of_turn>model\n",
+    "qwen3": "<|im_start|>assistant\n",
+}
+
+
+@pytest.mark.parametrize("family", HEADERS)
+@pytest.mark.parametrize("max_tokens", [0, 3, 100])
+def test_the_anchor_is_the_first_token_of_the_first_answer(family: str, max_tokens: int):
+    tokenizer = chats.tokenizer(family)
+    talk = [HELLO, ANSWER, MORE, {"role": "assistant", "content": "More, more!"}]
+    (start,) = chat_starts([talk], tokenizer, max_tokens=max_tokens)
+    assert tokenizer.decode(start.ids[: start.anchor]).endswith(f"{HELLO['content']}" + _between(family))
+    answer = start.ids[start.anchor :]
+    expected = tokenizer(ANSWER["content"], add_special_tokens=False)["input_ids"]
+    assert answer == expected[:max_tokens]  # nothing of the end of the turn, nor of later turns
+
+
+def _between(family: str) -> str:
+    ends = {"llama3": "<|eot_id|>", "gemma": "<end_of_turn>\n"}
+    return ends.get(family, "<|im_end|>\n") + HEADERS[family]
+
+
+@pytest.mark.parametrize("family", HEADERS)
+def test_a_conversation_without_an_answer_ends_where_one_would_begin(family: str):
+    tokenizer = chats.tokenizer(family, split=chats.LLAMA3_SPLIT)  # line breaks are split alike before a text or none
+    asked, answered = chat_starts([[HELLO], [HELLO, ANSWER]], tokenizer, max_tokens=5)
+    assert asked.anchor == len(asked.ids)
+    assert asked.ids == answered.ids[: answered.anchor]
+
+
+def test_conversations_without_a_first_answer_or_with_a_long_prompt_are_left_out():
+    tokenizer = chats.tokenizer("chatml")
+    silent = [HELLO, {"role": "assistant", "content": ""}]
+    long = [{"role": "user", "content": "hello " * 40}, ANSWER]
+    kept = [HELLO, ANSWER]
+    starts = list(chat_starts([silent, long, kept, kept], tokenizer, max_tokens=4, max_prompt_tokens=30, max_texts=1))
+    assert starts == list(chat_starts([kept], tokenizer, max_tokens=4))
+    (whole,) = chat_starts([long], tokenizer, max_tokens=4)
+    just_enough = {"max_tokens": 4, "max_prompt_tokens": whole.anchor}
+    assert list(chat_starts([long], tokenizer, **just_enough)) == [whole]
+    with pytest.raises(EmptyCorpus, match=f"at most {whole.anchor - 1} tokens"):
+        list(chat_starts([silent, long], tokenizer, max_tokens=4, max_prompt_tokens=whole.anchor - 1))
+
+
+def test_an_answer_cannot_be_found_in_texts_nor_without_a_chat_template():
+    with pytest.raises(InvalidSetting, match="format chat"):
+        list(chat_starts(["hello"], chats.tokenizer("chatml"), max_tokens=4))
+    with pytest.raises(InvalidSetting, match="no chat template"):
+        list(chat_starts([[HELLO, ANSWER]], chats.tokenizer(), max_tokens=4))
+    with pytest.raises(InvalidSetting, match="got -1"):
+        list(chat_starts([[HELLO, ANSWER]], chats.tokenizer("chatml"), max_tokens=-1))
 
 
 @pytest.mark.real_model
