@@ -1,0 +1,146 @@
+"""A service that judges ask, on this machine: the protocols of OpenAI and of Anthropic, with answers as planned.
+
+Real clients speak to it, with their own ideas of what to try again.
+"""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass(frozen=True)
+class Says:
+    """A reply; `stop` in OpenAI's words: stop, length or content_filter."""
+
+    text: str
+    stop: str = "stop"
+    seconds: float = 0.0
+    """It takes so long."""
+
+
+@dataclass(frozen=True)
+class Fails:
+    """An HTTP error; the headers say when to come back."""
+
+    status: int
+    retry_after: float | None = 0
+
+
+@dataclass(frozen=True)
+class HangsUp:
+    """The connection is closed without a word."""
+
+
+Reply = Says | Fails | HangsUp
+Plan = Callable[[str, int], Reply]
+"""Given the question and how often it was asked before."""
+
+
+@dataclass
+class JudgeServer:
+    url: str
+    plan: Plan
+    asked: list[str] = field(default_factory=list)
+    """Every question, in the order of their coming."""
+    requests: list[dict] = field(default_factory=list)
+    most_at_once: int = 0
+    _times: Counter = field(default_factory=Counter)
+    _open: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def reply(self, request: dict) -> Reply:
+        content = request["messages"][-1]["content"]
+        question = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        with self._lock:
+            before = self._times[question]
+            self._times[question] += 1
+            self.asked.append(question)
+            self.requests.append(request)
+        return self.plan(question, before)
+
+    def opened(self, change: int) -> None:
+        with self._lock:
+            self._open += change
+            self.most_at_once = max(self.most_at_once, self._open)
+
+
+@contextmanager
+def judge_server(plan: Plan) -> Iterator[JudgeServer]:
+    """Serves below `url`: /chat/completions as OpenAI does, /v1/messages as Anthropic does."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            server.opened(1)
+            try:
+                self._answer(server.reply(request), anthropic=self.path.split("?")[0].endswith("/messages"))
+            finally:
+                server.opened(-1)
+
+        def _answer(self, reply: Reply, anthropic: bool) -> None:
+            if isinstance(reply, HangsUp):
+                self.close_connection = True
+            elif isinstance(reply, Fails):
+                headers = {} if reply.retry_after is None else {"Retry-After": str(reply.retry_after)}
+                error = {"message": "planned", "type": "planned", "code": None, "param": None}
+                self._send(reply.status, {"type": "error", "error": error}, headers)
+            else:
+                time.sleep(reply.seconds)
+                self._send(200, (_as_anthropic if anthropic else _as_openai)(reply), {})
+
+        def _send(self, status: int, body: dict, headers: dict[str, str]) -> None:
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(data)),
+                **headers,
+            }.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        server = JudgeServer(f"http://127.0.0.1:{http.server_port}", plan)
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+def _as_openai(reply: Says) -> dict:
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "judge",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": reply.text}, "finish_reason": reply.stop}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    }
+
+
+def _as_anthropic(reply: Says) -> dict:
+    stop = {"stop": "end_turn", "length": "max_tokens", "content_filter": "refusal"}[reply.stop]
+    return {
+        "id": "1",
+        "type": "message",
+        "role": "assistant",
+        "model": "judge",
+        "content": [{"type": "text", "text": reply.text}],
+        "stop_reason": stop,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 1, "output_tokens": 1},
+    }
