@@ -108,7 +108,7 @@ def test_means_over_one_and_the_same_context_are_told_apart(lora_pair: ModelPair
     assert means.loc["position 1", ["consistency", "consistency_base"]].tolist() == pytest.approx([1, 1], abs=1e-6)
     assert alone[means["norm"].idxmax()]  # the largest mean is over one context, and is passed over
     largest = means.loc[~alone, "norm"].idxmax()
-    claims = [finding.claim for finding in report.findings if "Of the first positions" in finding.claim]
+    claims = [finding.claim for finding in report.findings if "Of first positions" in finding.claim]
     assert [f"{largest} has the largest" in claim for claim in claims] == [True]
 
 

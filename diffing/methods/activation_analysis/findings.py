@@ -14,7 +14,7 @@ from diffing.report import Finding, Table
 _LENSES = {"logit_lens": "the logit lens", "patchscope": "the patchscope"}
 SAME_CONTEXT = 0.9999
 """Consistency of the base from which the tokens of a group have one and the same context in all texts."""
-_KINDS = {"position": "the first positions", "token": "the tokens of the chat template"}
+_KINDS = {"position": "first positions", "token": "chat-template tokens"}
 
 
 def findings(measured: Sequence[Measured], tables: Mapping[str, Table], least_tokens: int) -> list[Finding]:
@@ -71,7 +71,7 @@ def _mean(each: Measured, tables: Mapping[str, Table]) -> Finding:
     claim = (
         f"On {each.corpus}, layer {each.layer}, the mean difference over all tokens has {consistency(mean):.1%} of the "
         f"mean size of single differences ({mean.n_texts**-0.5:.1%} by chance, {base_consistency(mean):.1%} for the "
-        f"base's activations). {_read(each, ALL, tables)}"
+        f"base itself). {_read(each, ALL, tables)}"
     )
     rows = _lens_rows(each, ALL, tables["logit_lens"].frame)
     if rows:
@@ -87,11 +87,11 @@ def _group(each: Measured, tables: Mapping[str, Table], kind: str, least_tokens:
     if most is None or not most.mean.any():
         return []
     norm, overall = float(most.mean.norm()), float(each.overall.mean.norm())
-    times = f", {norm / overall:.1f} times that over all tokens" if overall else ""
+    times = f", {norm / overall:.1f} times the overall mean" if overall else ""
     claim = (
         f"Of {_KINDS[kind]} on {each.corpus}, layer {each.layer}, {most.group} has the largest mean difference: "
         f"{norm:.3g}{times} ({most.count:,} tokens, consistency {consistency(most):.1%}; {most.n_texts**-0.5:.1%} by "
-        f"chance, {base_consistency(most):.1%} for the base's activations). {_read(each, most.group, tables)}"
+        f"chance, {base_consistency(most):.1%} for the base itself). {_read(each, most.group, tables)}"
     )
     rows = _rows(tables["mean_vectors"].frame, corpus=each.corpus, layer=each.layer, vector=most.group)
     return [Finding(claim, "mean_vectors", rows)]
@@ -104,7 +104,7 @@ def _read(each: Measured, vector: str, tables: Mapping[str, Table]) -> str:
         frame = tables[name].frame
         here = (frame["corpus"] == each.corpus) & (frame["layer"] == each.layer)
         controls = {control: here & (frame["vector"] == control) for control in (BASE_MEAN, RANDOM)}
-        own = own_tokens(frame, here & (frame["vector"] == vector), controls[BASE_MEAN] | controls[RANDOM], most=8)
+        own = own_tokens(frame, here & (frame["vector"] == vector), controls[BASE_MEAN] | controls[RANDOM], most=6)
         nothing = pd.Series(False, frame.index)
         others = "; ".join(
             f"{control}: {listed(own_tokens(frame, rows, nothing, most=2)['token'])}"
