@@ -50,20 +50,11 @@ def planted(
     return find_thresholds(search, measure)
 
 
-SEARCHES = st.builds(
-    StrengthSearch,
-    prompts=st.just(("one", "two")),
-    largest=st.floats(0.1, 100),
-    decisions=st.integers(1, 8),
-    look_ahead=st.integers(1, 4),
-    doubling=st.booleans(),
-)
-
-
-@given(SEARCHES, st.floats(0, 1.5), st.floats(0, 1.5))
+@given(st.floats(0.1, 100), st.integers(1, 8), st.integers(1, 4), st.booleans(), st.floats(0, 1.5), st.floats(0, 1.5))
 def test_the_threshold_is_found_to_the_resolution_whatever_the_way_there(
-    search: StrengthSearch, first: float, second: float
+    largest: float, decisions: int, look_ahead: int, doubling: bool, first: float, second: float
 ) -> None:
+    search = StrengthSearch(("one", "two"), largest, decisions, look_ahead, doubling=doubling)
     thresholds = {"one": first * search.largest, "two": second * search.largest}
     found = planted(search, thresholds)
     assert search.resolution == search.largest / 2**search.decisions
