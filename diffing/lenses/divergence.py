@@ -104,7 +104,8 @@ def divergences(
     found = torch.empty(n_tokens, len(kinds), device=device)
     rows = max(1, LOGITS_AT_ONCE // base.n_vocab)
     compared = max(1, COMPARED_AT_ONCE // base.n_vocab) if device.type == "cpu" else rows
-    buffers = torch.empty(2, min(rows, n_tokens), base.n_vocab, device=device)
+    # Two tensors, so that both are aligned alike: identical sides then round alike, and give exactly 0.
+    buffers = [torch.empty(min(rows, n_tokens), base.n_vocab, device=device) for _ in Side]
     for start in range(0, n_tokens, rows):
         part = slice(start, start + rows)
         of_part = found[part]
@@ -219,14 +220,15 @@ def _compare(
     p_finetuned = log_finetuned.exp()
     ratio = log_finetuned.sub_(log_base)
     p_base = log_base.exp_()
+    weighted = _product(p_finetuned, ratio)
     if sums is not None:
-        sums.contribution += _product(p_finetuned, ratio).sum(0)
+        sums.contribution += weighted.sum(0)
         sums.probability_base += p_base.sum(0)
         sums.probability_finetuned += p_finetuned.sum(0)
     for column, kind in enumerate(kinds):
         match kind:
             case Divergence.KL_FINETUNED_BASE:
-                terms = _product(p_finetuned, ratio).sub_(p_finetuned).add_(p_base)
+                terms = (weighted - p_finetuned).add_(p_base)
             case Divergence.KL_BASE_FINETUNED:
                 terms = _product(p_base, -ratio).sub_(p_base).add_(p_finetuned)
             case Divergence.JENSEN_SHANNON:

@@ -110,6 +110,9 @@ def test_tokens_and_texts_are_weighted_as_they_say(lora_pair: ModelPair) -> None
     assert statistics(measured.text_means[:, 0], [50])["mean"] == pytest.approx(0.5)
     assert measured.ids.tolist() == [5, 6, *[7] * 8]
     assert measured.positions.tolist() == [0, 1, *range(8)]
+    of_ends = TextDivergences(kinds, [torch.ones(2, 1), torch.zeros(1, 1)], VocabularySums.zero(10))
+    skipped = Measured.of("two", [[5, 6, 7, 8], [9, 10, 11]], of_ends, heap, nothing)
+    assert (skipped.ids.tolist(), skipped.positions.tolist()) == ([7, 8, 11], [2, 3, 2])
     alone = statistics(np.array([0.25]), [0, 100])
     assert alone == {"count": 1, "mean": 0.25, "std": 0, "min": 0.25, "p0": 0.25, "p100": 0.25, "max": 0.25,
                      "top_share": 1.0}  # fmt: skip

@@ -67,7 +67,7 @@ def _vocabulary(each: Measured, table: Table) -> Finding:
     named = {direction: rows[rows["direction"] == direction].head(NAMED) for direction in (RAISED, LOWERED)}
     told = {
         direction: ", ".join(
-            f"{row.token!r} ({row.probability_base:.2%} to {row.probability_finetuned:.2%})"
+            f"{row.token!r} ({_percent(row.probability_base)} to {_percent(row.probability_finetuned)})"
             for row in part.itertuples()
         )
         for direction, part in named.items()
@@ -100,7 +100,7 @@ def _peaks(each: Measured, table: Table) -> Finding:
     told = []
     for (_, value, context), part in rows.groupby(["rank", "value", "context"], sort=False):
         changed = ", ".join(
-            f"{row.token!r} {row.probability_base:.1%} to {row.probability_finetuned:.1%}"
+            f"{row.token!r} {_percent(row.probability_base)} to {_percent(row.probability_finetuned)}"
             for row in part.head(CHANGED).itertuples()
         )
         told.append(f"{value:.3g} nats after {_end(context)!r} ({changed})")
@@ -111,6 +111,10 @@ def _peaks(each: Measured, table: Table) -> Finding:
         "peaks",
         [int(row) for row in rows.index],
     )
+
+
+def _percent(probability: float) -> str:
+    return f"{100 * probability:.2g}%"
 
 
 def _end(context: str) -> str:
