@@ -123,11 +123,13 @@ def test_nothing_in_common_is_ln_2_apart() -> None:
 def test_a_shift_of_all_logits_and_an_order_of_the_vocabulary_change_nothing() -> None:
     base, finetuned = drawn(20, 500, 0.5)
     expected = divergences(logits(base), logits(finetuned), KINDS)
-    shifts, order = torch.linspace(-30, 30, 20)[:, None], torch.randperm(500)
+    shifts = torch.linspace(-30, 30, 20)[:, None]
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(0))
     shifted = divergences(logits(base + shifts), logits(finetuned - shifts), KINDS)
     permuted = divergences(logits(base[:, order]), logits(finetuned[:, order]), KINDS)
     torch.testing.assert_close(shifted, expected, rtol=1e-4, atol=1e-5)  # the shifted logits are rounded
-    torch.testing.assert_close(permuted, expected, rtol=1e-6, atol=1e-7)
+    # Sums in another order: each of the two is within 2e-6 and 2e-7 of the exact value.
+    torch.testing.assert_close(permuted, expected, rtol=4e-6, atol=4e-7)
 
 
 @pytest.mark.parametrize("change", [1e-3, 1e-2, 0.1, 1.0, 5.0])
