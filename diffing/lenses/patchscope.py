@@ -4,6 +4,8 @@ Each identity prompt repeats three words as `word -> word` and ends in a lone `?
 the output of block l, is overwritten with s * v, and the next-token distribution is read (Ghandeharioun et al., 2024).
 A token scores the mean of its probabilities over the three prompts, if it is among the `intersection` likeliest in all
 of them, and 0 otherwise (arXiv 2510.13900).
+
+All that stands before the `?` is run once per prompt and batch: a row is then a single token.
 """
 
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache
 
 from diffing.models.sites import editing
 
@@ -47,13 +50,13 @@ def _read(
 ) -> Float[Tensor, "batch vocab"]:
     per_prompt = []
     for words in IDENTITY_WORDS:
-        ids = torch.tensor(tokenizer(identity_prompt(words))["input_ids"]).to(model.device)
-
-        def overwrite(hidden: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-            return torch.cat([hidden[:, :-1], vectors[:, None].to(hidden)], dim=1)
-
-        with editing(model, layer, overwrite):
-            logits = model(ids.expand(len(vectors), -1), use_cache=False, logits_to_keep=1).logits[:, -1]
+        ids = torch.tensor([tokenizer(identity_prompt(words))["input_ids"]]).to(model.device)
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(vectors))
+        with editing(model, layer, lambda hidden: vectors[:, None].to(hidden)):
+            blank = ids[:, -1:].expand(len(vectors), 1)
+            logits = model(blank, past_key_values=cache, use_cache=True).logits[:, -1]
         probabilities = torch.softmax(logits.float(), -1)
         cut = probabilities.topk(min(intersection, probabilities.shape[-1])).values[:, -1:]
         per_prompt.append(probabilities.masked_fill(probabilities < cut, 0.0))

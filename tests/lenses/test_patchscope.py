@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffing.lenses.patchscope import IDENTITY_WORDS, identity_prompt, patchscope
+from diffing.models.sites import editing
 from tests import tiny
 
 VECTORS = torch.randn(3, tiny.WIDTH, generator=torch.Generator().manual_seed(0)) * 5
@@ -44,12 +45,22 @@ def test_patching_the_last_block_reads_the_vector_with_the_logit_lens() -> None:
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_only_the_blank_is_overwritten(layer: int) -> None:
-    from diffing.models.sites import editing
-
     model, seen = tiny.model(), []
     ids = tiny.tokenizer()(identity_prompt(IDENTITY_WORDS[0]))["input_ids"]
     with editing(model, layer, lambda hidden: (seen.append(hidden.clone()), hidden)[1]):
         model(torch.tensor([ids]))
         patchscope(model, tiny.tokenizer(), VECTORS[:1], layer, 50)
     # The observing hook was registered first, so it sees the stream before the patch: equal to the unpatched one.
-    torch.testing.assert_close(seen[1], seen[0])
+    torch.testing.assert_close(torch.cat(seen[1:3], dim=1), seen[0])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_what_stands_before_the_blank_may_be_run_once(family: str) -> None:
+    """The whole prompt, run with each vector in its place."""
+    model, vectors, per_prompt = tiny.model(family), VECTORS, []
+    for words in IDENTITY_WORDS:
+        ids = torch.tensor([tiny.tokenizer()(identity_prompt(words))["input_ids"]]).expand(len(vectors), -1)
+        with editing(model, 1, lambda hidden: torch.cat([hidden[:, :-1], vectors[:, None]], dim=1)):
+            per_prompt.append(torch.softmax(model(ids, use_cache=False).logits[:, -1], -1))
+    found = patchscope(model, tiny.tokenizer(), vectors, 1, tiny.VOCAB)
+    torch.testing.assert_close(found, torch.stack(per_prompt).mean(0), rtol=1e-3, atol=1e-6)
