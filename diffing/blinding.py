@@ -1,7 +1,8 @@
 """Reports without names: copies in which nothing says whose models and texts they are about, and a guard.
 
 Names are replaced inside of every name, description, claim and cell: a corpus becomes `corpus_1`, any other name
-`withheld`. The guard is a second line: it searches texts on their way out and raises `Leak`.
+`withheld`. What was made with the ground truth is left out. The guard is a second line: it searches texts on their way
+out and raises `Leak`.
 
 A name of one plain word ("caps", "tea") cannot be told from the evidence that a method should find. It is replaced
 where the method writes (names, descriptions) and where a column lists corpora, but not in tokens, samples and claims.
@@ -83,13 +84,14 @@ class Blinding:
         return self._written.replace(text)
 
     def report(self, report: Report) -> Blinded:
-        tables = self._renamed(report.tables)
+        tables = self._renamed({name: table for name, table in report.tables.items() if not table.ground_truth})
+        scalars = {name: scalar for name, scalar in report.scalars.items() if not scalar.ground_truth}
         return Blinded(
             method=self.written(report.method),
             no_difference=report.no_difference,
             scalars={
                 shown: replace(report.scalars[name], about=self.written(report.scalars[name].about))
-                for name, shown in self._renamed(report.scalars).items()
+                for name, shown in self._renamed(scalars).items()
             },
             tables={shown: self._table(report.tables[name]) for name, shown in tables.items()},
             tensors={
@@ -102,6 +104,7 @@ class Blinding:
                     table=tables[finding.table] if finding.table else None,
                 )
                 for finding in report.findings
+                if finding.table is None or finding.table in tables
             ],
         )
 

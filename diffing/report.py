@@ -43,6 +43,8 @@ class Scalar:
 
     value: float | int
     about: str
+    ground_truth: bool = False
+    """As of a table."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ class Table:
     about: str
     columns: Mapping[str, str]
     view: View | None = None
+    ground_truth: bool = False
+    """Made with the organism's training data or description: for people. Agents who guess them never see it, nor the
+    findings that point at it."""
 
     def __post_init__(self) -> None:
         undescribed = [str(name) for name in self.frame.columns if not self.columns.get(str(name), "").strip()]
@@ -218,6 +223,7 @@ def _index(report: Report) -> dict[str, JSON]:
                 "about": table.about,
                 "columns": dict(table.columns),
                 "view": asdict(table.view) if table.view else None,
+                "ground_truth": table.ground_truth,
                 "rows": len(table.frame),
             }
             for name, table in report.tables.items()
@@ -261,7 +267,8 @@ def _load_table(folder: Path, name: str, entry: Mapping) -> Table:
     frame = pd.read_parquet(folder / "tables" / f"{name}.parquet")
     if len(frame) != entry["rows"]:
         raise SchemaMismatch(f"table '{name}' of {folder}: expected {entry['rows']} rows, found {len(frame)}")
-    return Table(frame, entry["about"], entry["columns"], View(**entry["view"]) if entry["view"] else None)
+    view = View(**entry["view"]) if entry["view"] else None
+    return Table(frame, entry["about"], entry["columns"], view, entry.get("ground_truth", False))
 
 
 def _read_json(path: Path) -> Any:

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -195,6 +196,24 @@ def test_the_overview_says_what_there_is() -> None:
     assert lens["values"]["source"] == ["base", "difference", "finetuned", "random"]
     assert lens["view"] == {"kind": "tokens", "item": "token", "group": ["source", "position"], "weight": "probability"}
     assert brief["tensors"]["mean_difference"]["shape"] == [3, 8]
+
+
+def test_what_was_made_with_the_ground_truth_is_out_of_an_agents_reach(tmp_path: Path) -> None:
+    known = Table(pd.DataFrame({"word": ["zeppelin"]}), "words", {"word": "of the training data"}, ground_truth=True)
+    report = planted.report()
+    report = replace(
+        report,
+        tables={**report.tables, "relevance": known},
+        scalars={**report.scalars, "relevance": Scalar(0.5, "share of zeppelin words", ground_truth=True)},
+        findings=[*report.findings, Finding("it is about a zeppelin", "relevance", [0])],
+    )
+    report.save(tmp_path)
+    loaded = Report.load(tmp_path)
+    assert loaded.tables["relevance"].ground_truth
+    evidence = Evidence([loaded])
+    assert everything(evidence) == everything(Evidence([planted.report()]))
+    with pytest.raises(EvidenceError, match="unknown table"):
+        evidence.rows("R1", "relevance")
 
 
 @given(

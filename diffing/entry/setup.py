@@ -8,10 +8,10 @@ from typing import Any, cast
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from diffing.entry.choices import choose_variant
+from diffing.entry.choices import CONF, choose_variant, options
 from diffing.entry.console import Bars
-from diffing.errors import InvalidSetting
-from diffing.methods.base import Study
+from diffing.errors import InvalidSetting, UnknownName
+from diffing.methods.base import Finetune, Study
 from diffing.models.pair import ModelPair
 from diffing.models.sources import pin
 from diffing.specs import CorpusSpec, PairSpec
@@ -43,14 +43,33 @@ def study(config: DictConfig) -> Study:
     """The pair and the corpora, pinned; nothing of them is loaded yet."""
     pair = ModelPair(pin(pair_spec(config)), config.device)
     corpora = [Corpus(pin_corpus(spec)) for spec in corpus_specs(config)]
-    return Study(pair, corpora, config.seed, Bars())
+    return Study(
+        pair,
+        corpora,
+        config.seed,
+        Bars(),
+        finetune=finetune(config.organism),
+        other_finetunes=[finetune(organism_config(name)) for name in config.baseline_organisms],
+    )
+
+
+def finetune(organism: DictConfig) -> Finetune:
+    """What an organism's config says of its finetuning; nothing is read yet."""
+    training = organism.get("training_corpus")
+    spec = None if training is None else instantiate(training, _convert_="object")
+    return Finetune(organism.name, organism.description, spec)
+
+
+def organism_config(name: str) -> DictConfig:
+    """The config of any organism, chosen or not. Raises UnknownName."""
+    if name not in options("organism"):
+        raise UnknownName("organism", name, options("organism"), "in baseline_organisms")
+    return cast("DictConfig", OmegaConf.load(CONF / "organism" / f"{name}.yaml"))
 
 
 def training_corpus(config: DictConfig) -> CorpusSpec | None:
     """The organism's training data, if its config names them and `preprocessing.training_corpus` asks for them."""
-    if not config.preprocessing.training_corpus or config.organism.training_corpus is None:
-        return None
-    return instantiate(config.organism.training_corpus, _convert_="object")
+    return finetune(config.organism).corpus_spec if config.preprocessing.training_corpus else None
 
 
 def with_training_corpus(config: DictConfig, study: Study) -> Study:

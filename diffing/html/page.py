@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from diffing.html.cells import number, words
 from diffing.html.figures import figure_section, plotly_script
-from diffing.html.tables import row_id, settings_table, simple_table, table_section, tensors_table
+from diffing.html.tables import KNOWN, row_id, settings_table, simple_table, table_section, tensors_table
 from diffing.report import Finding, Report
 
 _MOST_LINKS = 12
@@ -155,7 +155,12 @@ def _findings(report: Report) -> Markup:
     if not report.findings:
         return Markup("")
     items = _joined(
-        Markup("<li><p>{}</p>{}</li>").format(finding.claim, _evidence(finding)) for finding in report.findings
+        Markup("<li><p>{} {}</p>{}</li>").format(
+            finding.claim,
+            KNOWN if finding.table is not None and report.tables[finding.table].ground_truth else "",
+            _evidence(finding),
+        )
+        for finding in report.findings
     )
     return Markup('<ul class="findings">{}</ul>').format(items)
 

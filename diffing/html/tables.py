@@ -15,6 +15,12 @@ MOST_ROWS = 500
 """Rows of one table that are written into the page; rows that a finding cites always are."""
 
 
+KNOWN = Markup(
+    '<span class="known" title="Agents who guess what the finetuning was about do not see this.">made with the '
+    "training data</span>"
+)
+
+
 def row_id(table: str, row: int) -> str:
     return f"row-{table}-{row}"
 
@@ -28,8 +34,9 @@ def table_section(name: str, table: Table, cited: Sequence[int]) -> Markup:
         rows = drawn + Markup('<details class="rows"><summary>Rows ({:,})</summary>{}</details>').format(
             len(frame), rows
         )
-    return Markup('<section class="table" id="table-{0}"><h3>{1}</h3><p class="about">{2}</p>{3}</section>').format(
-        name, words(name), table.about, rows
+    known = KNOWN if table.ground_truth else ""
+    return Markup('<section class="table" id="table-{0}"><h3>{1}</h3><p class="about">{2} {3}</p>{4}</section>').format(
+        name, words(name), table.about, known, rows
     )
 
 

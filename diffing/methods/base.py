@@ -7,6 +7,7 @@ A method that reads activation caches through learners has a `fit` too, which co
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
@@ -18,8 +19,8 @@ from diffing.learners.base import Learner, load_learner
 from diffing.learners.scratch import Scratch
 from diffing.models.pair import ModelPair
 from diffing.report import Report
-from diffing.specs import JSON
-from diffing.text.corpus import Corpus
+from diffing.specs import JSON, CorpusSpec
+from diffing.text.corpus import Corpus, pin
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -44,6 +45,24 @@ class Silent:
 
 
 @dataclass(frozen=True)
+class Finetune:
+    """What an organism was finetuned on, as its config says: what a method's readouts may be measured against.
+
+    Nothing of it is read but for tables, scalars and findings that are marked `ground_truth`.
+    """
+
+    organism: str
+    description: str
+    corpus_spec: CorpusSpec | None
+    """Training texts, not yet pinned; None if they are not known."""
+
+    @cached_property
+    def corpus(self) -> Corpus | None:
+        """The training texts; found on first touch."""
+        return None if self.corpus_spec is None else Corpus(pin(self.corpus_spec))
+
+
+@dataclass(frozen=True)
 class Study:
     """All a method may look at. The pair's weights, the corpora, caches and learners are opened on first touch."""
 
@@ -57,6 +76,10 @@ class Study:
     """Folders of what was fitted, by the names that `fit` gave."""
     scratch: Scratch = field(default_factory=Scratch)
     """Where a fit goes on that was interrupted."""
+    finetune: Finetune | None = None
+    """What the finetuned side was finetuned on, if that is known."""
+    other_finetunes: Sequence[Finetune] = ()
+    """Of other organisms: a baseline for what is measured against `finetune`."""
 
     def cached_layers(self, depths: Sequence[float | int] | None) -> list[int]:
         """Absolute layers to analyse, ascending; None takes all that are cached.

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from diffing.entry import setup
+from diffing.errors import UnknownName
 from tests.entry.preparing import composed, overrides_of
 
 
@@ -17,6 +20,20 @@ def test_the_training_corpus_is_read_only_where_it_is_asked_for(
         names[asked] = [corpus.spec.name for corpus in study.corpora]
     assert names == {"false": ["file"], "true": ["file", "training"]}
     assert next(iter(study.corpora[1]))
+
+
+def test_the_finetune_is_known_and_those_of_other_organisms_where_they_are_named(
+    base_folder: Path, adapter_folder: Path, tmp_path: Path
+) -> None:
+    overrides = overrides_of(base_folder, adapter_folder, tmp_path)
+    study = setup.study(composed(overrides, "baseline_organisms=[demo_nautical,none]"))
+    assert study.finetune is not None
+    assert study.finetune.corpus is not None
+    assert [(each.organism, each.corpus is None) for each in study.other_finetunes] == [
+        ("demo_nautical", False), ("none", True),
+    ]  # fmt: skip
+    with pytest.raises(UnknownName, match="demo_nautical"):
+        setup.study(composed(overrides, "baseline_organisms=[demo_nautic]"))
 
 
 def test_an_organism_without_training_data_adds_none(base_folder: Path, adapter_folder: Path, tmp_path: Path) -> None:
