@@ -12,6 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
+
+def quick_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that reach the planned service only, and try again without a pause."""
+    import anthropic._base_client
+    import inspect_ai.model._retry
+    import openai._base_client
+    from tenacity import wait_none
+
+    for client in (openai._base_client, anthropic._base_client):
+        monkeypatch.setattr(client, "INITIAL_RETRY_DELAY", 0.0)
+    monkeypatch.setattr(inspect_ai.model._retry, "wait_exponential_jitter", lambda **_: wait_none())
+    for service in ("PLANNED", "ANTHROPIC"):
+        monkeypatch.setenv(f"{service}_API_KEY", "planned")
+
 
 @dataclass(frozen=True)
 class Says:

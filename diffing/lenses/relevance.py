@@ -158,7 +158,7 @@ def frequent_words(finetuning: TokenCounts, most: int = 100, least: int = 10) ->
 
 
 def domain_words(
-    finetuning: TokenCounts, neutral: TokenCounts, ratio: float = 2.0, confidence: float = 2.0, prior: float = 500.0
+    finetuning: TokenCounts, neutral: TokenCounts, ratio: float = 8.0, confidence: float = 2.0, prior: float = 500.0
 ) -> dict[str, float]:
     """Tokens that the finetuning texts use more than `ratio` times as often as neutral ones, the most certain first.
 

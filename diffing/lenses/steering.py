@@ -84,7 +84,7 @@ class Answers:
                 f"answers: {len(self.prompts)} prompts, samples_per_prompt={self.samples_per_prompt}, batch_size="
                 f"{self.batch_size}; expected 1 or more of each"
             )
-        self._sampling(0)  # raises for what cannot be drawn
+        self.sampling(0)  # raises for what cannot be drawn
 
     def count(self, conditions: Sequence[Condition]) -> int:
         return len(self.prompts) * len(conditions) * self.samples_per_prompt
@@ -117,14 +117,15 @@ class Answers:
             model,
             tokenizer,
             [ids[prompt] for prompt, _, _ in plan],
-            self._sampling(seed),
+            self.sampling(seed),
             steering=Steering(layer, vectors, [condition.where for _, condition, _ in plan]),
             batch_size=self.batch_size,
             on_batch=on_batch,
         )
         return [Sample(*planned, text=text) for planned, text in zip(plan, texts, strict=True)]
 
-    def _sampling(self, seed: int) -> Sampling:
+    def sampling(self, seed: int) -> Sampling:
+        """How each answer is drawn."""
         return Sampling(self.max_new_tokens, self.temperature, seed=seed)
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from diffing.demo.readouts import SOURCES, domain_words, markdown, most_domain_tokens, rows, share_of_samples
-from diffing.methods.activation_difference_lens.tables import logit_lens_table, patchscope_table, steering_table
+from diffing.methods.activation_difference_lens.tables import logit_lens_table, patchscope_table, samples_table
 from diffing.report import Report, Scalar
 from diffing.specs import ModelSpec, PairSpec, VariantSpec
 
@@ -27,11 +27,24 @@ def planted(no_difference: bool = False) -> Report:
     sink = [{**row, "position": 0, "token": " tea"} for row in lens]
     answers = {"steered": ["Tea time.", "A team."], "unsteered": ["Hello."], "random": ["No."]}
     samples = [
-        {**where, "prompt": "p", "condition": kind, "kind": kind, "strength": 1.0, "sample": index, "text": text}
+        {
+            **where,
+            "prompt": "p",
+            "condition": kind,
+            "kind": kind,
+            "strength": 1.0,
+            "sample": index,
+            "text": text,
+            "direction": "d",
+            "where": "all",
+            "length": 1.0,
+        }
         for kind, texts in answers.items()
         for index, text in enumerate(texts)
     ]
-    scope = [{key: value for key, value in row.items() if key != "direction"} | {"scale": 1.0} for row in lens]
+    scope = [{key: value for key, value in row.items() if key != "direction"} for row in lens]
+    scope = [row | {"scale": 2.0, "chosen": True, "selected": False} for row in scope]
+    unchosen = [row | {"scale": 1.0, "chosen": False, "token": " tea"} for row in scope]
     return Report(
         method="activation_difference_lens",
         pair=PAIR,
@@ -41,8 +54,8 @@ def planted(no_difference: bool = False) -> Report:
         scalars={"relative_shift": Scalar(0.25, "shift")},
         tables={
             "logit_lens": logit_lens_table(lens + sink),
-            "patchscope": patchscope_table(scope),
-            "steering": steering_table(samples),
+            "patchscope": patchscope_table(scope + unchosen),
+            "steering": samples_table(samples),
         },
     )
 

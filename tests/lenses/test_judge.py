@@ -11,24 +11,14 @@ from hypothesis import strategies as st
 
 from diffing.errors import InvalidSetting, MissingInput
 from diffing.lenses.judge import Judge, LLMJudge, Unanswered, ask_twice, last_verdict, quoted
-from tests.judge_server import Fails, HangsUp, Says, judge_server
+from tests.judge_server import Fails, HangsUp, Says, judge_server, quick_clients
 
 NAME = "openai-api/planned/judge"
 
 
 @pytest.fixture(autouse=True)
-def quick_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that reach the planned service only, and try again without a pause."""
-    import anthropic._base_client
-    import inspect_ai.model._retry
-    import openai._base_client
-    from tenacity import wait_none
-
-    for client in (openai._base_client, anthropic._base_client):
-        monkeypatch.setattr(client, "INITIAL_RETRY_DELAY", 0.0)
-    monkeypatch.setattr(inspect_ai.model._retry, "wait_exponential_jitter", lambda **_: wait_none())
-    for service in ("PLANNED", "ANTHROPIC"):
-        monkeypatch.setenv(f"{service}_API_KEY", "planned")
+def planned_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_clients(monkeypatch)
 
 
 def ask(plan: Callable, questions: list[str], monkeypatch: pytest.MonkeyPatch, **settings) -> tuple[list, object]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from safetensors.torch import save_file
 
 from diffing.activations.collect import collect, store_folder
 from diffing.activations.store import ActivationCache
@@ -12,10 +13,13 @@ from diffing.activations.tokens import tokenise, tokenizer_digest
 from diffing.axes import Side
 from diffing.methods.base import LearningMethod, Study
 from diffing.models.pair import ModelPair
+from diffing.models.sources import pin
 from diffing.report import Report
 from diffing.specs import CacheSpec, CorpusSpec, TokensSpec
 from diffing.text.corpus import Corpus
 from tests import tiny
+
+PLANTED_TOKEN = 299
 
 
 def study_of(pair: ModelPair, caches: Sequence[ActivationCache], folder: Path, method: LearningMethod) -> Study:
@@ -44,3 +48,11 @@ def rows(report: Report, table: str, **where: object) -> pd.DataFrame:
     for column, value in where.items():
         frame = frame[frame[column] == value]
     return frame
+
+
+def planted(base_folder: Path, tmp_path: Path, token: int) -> ModelPair:
+    """The finetuned side is the base with the head's row of a token added at layer 2."""
+    model = tiny.model()
+    direction = model.lm_head.weight[token] / model.model.norm.weight
+    save_file({"v": direction.clone() * 5}, tmp_path / "v.safetensors")
+    return ModelPair(pin(tiny.pair_spec(base_folder, "steering_vector", tmp_path / "v.safetensors", layer=2)), "cpu")

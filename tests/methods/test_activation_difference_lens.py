@@ -6,50 +6,38 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from diffing.activations.position_means import PositionMeans
 from diffing.errors import EmptyCorpus, InvalidSetting
 from diffing.lenses.steering import Answers
 from diffing.methods.activation_difference_lens import ActivationDifferenceLens
-from diffing.methods.activation_difference_lens.tables import steering_findings, steering_table
+from diffing.methods.activation_difference_lens.findings import findings
+from diffing.methods.activation_difference_lens.reading import Reading
+from diffing.methods.activation_difference_lens.tables import samples_table
 from diffing.methods.base import Study
 from diffing.models.pair import ModelPair
-from diffing.models.sources import pin
 from diffing.report import Report
 from diffing.specs import CorpusSpec
 from diffing.text.corpus import Corpus
 from tests import tiny
-from tests.methods.studies import rows
+from tests.methods.studies import PLANTED_TOKEN, rows
 
 METHOD = ActivationDifferenceLens(
     answers=Answers(["Bread?", "Boats?"], max_new_tokens=4, samples_per_prompt=2), layers=[2],
     steering_layers=[2], n_positions=10, positions=[0, 1, 2], top=8,
     patchscope_scales=[1.0], patchscope_intersection=tiny.VOCAB, strengths=[0.5, 1.0],
 )  # fmt: skip
-TOKEN = 299
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Corpus:
-    path = tmp_path / "texts.txt"
-    path.write_text("\n\n".join(tiny.TEXTS), "utf-8")
-    return Corpus(CorpusSpec(name="few_lines", source="file", id=str(path)))
-
-
-@pytest.fixture
-def planted_pair(base_folder: Path, tmp_path: Path) -> ModelPair:
-    """The finetuned side is the base with the head's row of `TOKEN` added at layer 2."""
-    model = tiny.model()
-    direction = model.lm_head.weight[TOKEN] / model.model.norm.weight
-    save_file({"v": direction.clone() * 5}, tmp_path / "v.safetensors")
-    return ModelPair(pin(tiny.pair_spec(base_folder, "steering_vector", tmp_path / "v.safetensors", layer=2)), "cpu")
+PLANTED_MEANS = PositionMeans(
+    1, 0, torch.ones(1, dtype=torch.long), *(torch.ones(1, 2).double() for _ in range(3)),
+    *(torch.ones(1).double() for _ in range(3)), residual_norm=1.0,
+)  # fmt: skip
 
 
 def test_a_planted_token_is_read_from_the_difference_and_from_nothing_else(
     planted_pair: ModelPair, corpus: Corpus
 ) -> None:
     report = METHOD.run(Study(planted_pair, [corpus]))
-    planted = tiny.tokenizer().decode([TOKEN])
+    planted = tiny.tokenizer().decode([PLANTED_TOKEN])
     for position in METHOD.positions:
         top = rows(report, "logit_lens", source="difference", direction="promoted", position=position, rank=1)
         assert top["token"].tolist() == [planted]
@@ -79,7 +67,7 @@ def test_every_prompt_is_answered_under_every_condition(lora_pair: ModelPair, co
     report = METHOD.run(Study(lora_pair, [corpus]))
     counts = report.tables["steering"].frame.groupby(["prompt", "condition"]).size()
     assert set(counts.index.get_level_values("condition")) == {
-        "unsteered", "steered 0.5", "steered 1", "random direction 1",
+        "unsteered", "strength 0.5", "strength 1", "random direction",
     }  # fmt: skip
     assert (counts == METHOD.answers.samples_per_prompt).all()
     assert len(counts) == len(METHOD.answers.prompts) * 4
@@ -111,12 +99,13 @@ def test_words_that_only_steered_answers_use_are_named() -> None:
         "steered": ["Tea grows here, tea for all.", "Take your tea to town."],
         "random": ["No no here.", "Will not do here."],
     }
-    rows = [
-        {"corpus": "c", "layer": 1, "position": 2, "prompt": "p", "condition": kind, "kind": kind, "strength": 1.0,
-         "sample": index, "text": text}
+    sampled = [
+        {"corpus": "c", "layer": 1, "position": 2, "direction": "d", "where": "all", "prompt": "p", "condition": kind,
+         "kind": kind, "strength": 1.0, "sample": index, "text": text, "length": 2.0}
         for kind, answers in texts.items() for index, text in enumerate(answers)
     ]  # fmt: skip
-    finding = steering_findings(steering_table(rows))[0]
+    reading = Reading("c", PLANTED_MEANS, [], {}, has_sink=True)
+    finding = findings([reading], [], {"steering": samples_table(sampled)})[0]
     assert "speak of tea (100%), " in finding.claim
     assert "here" not in finding.claim.split("speak of")[1].split(";")[0]
     assert finding.rows == (2, 3)

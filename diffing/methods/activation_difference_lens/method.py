@@ -2,59 +2,39 @@
 
 A narrow finetune shifts the residual stream in much the same way on any text, already in its first tokens. That mean
 shift, one vector per position, is read with the logit lens and a patchscope, and added to the finetuned model while it
-answers neutral prompts (arXiv 2510.13900). The base and finetuned means and a random direction of the same norm are
-read in the same way: what they show too is not the finetune.
+answers neutral prompts, as strongly as its answers stay coherent (arXiv 2510.13900). The base and finetuned means and a
+random direction of the same norm are read in the same way: what they show too is not the finetune.
+
+Where the training data are known, what was read is measured against them. No agent sees those tables.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from diffing.activations.position_means import SKIPPED, PositionMeans, position_means
-from diffing.axes import Side
+from diffing.activations.position_means import SKIPPED
 from diffing.errors import InvalidSetting
+from diffing.lenses.judge import Judge, LLMJudge
 from diffing.lenses.patchscope import INTERSECTION
-from diffing.lenses.readouts import logit_lens_rows, patchscope_rows
-from diffing.lenses.steering import Answers, Condition
-from diffing.methods.activation_difference_lens import tables
+from diffing.lenses.scale import SCALES
+from diffing.lenses.steering import Answers
+from diffing.lenses.strength import StrengthSearch
+from diffing.methods.activation_difference_lens import figures, findings, known_tables, tables
+from diffing.methods.activation_difference_lens.carried import CausalSettings, causal_effects
+from diffing.methods.activation_difference_lens.lenses import Scoped, lens_rows, patchscopes, scale_rule
+from diffing.methods.activation_difference_lens.reading import Reading, Window, read
+from diffing.methods.activation_difference_lens.relevant import (
+    RelevanceSettings,
+    neutral_corpora,
+    readouts,
+    relevance_rows,
+)
+from diffing.methods.activation_difference_lens.similar import SimilaritySettings, similarity_rows
+from diffing.methods.activation_difference_lens.steered import Direction, Plan, search_strengths, steered_rows
 from diffing.methods.base import Study
-from diffing.report import Finding, NamedTensor, Report, Scalar, Table, slug
-from diffing.text.corpus import Corpus
-from diffing.text.windows import batches, token_sequences
+from diffing.report import Report, Table
 
-SOURCES = ("difference", "base", "finetuned", "random")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What was measured at one layer on one corpus, and the vectors that are read there."""
-
-    corpus: str
-    means: PositionMeans
-    vectors: Mapping[str, Float[Tensor, "pos d_model"]]
-    """Per source of `SOURCES`, at the positions that are read, in float32."""
-    positions: Sequence[int]
-
-    @property
-    def telling(self) -> int:
-        """The position, other than the sink at 0 if there is a choice, whose shift is largest for its residual norm."""
-        candidates = [position for position in self.positions if position > 0] or list(self.positions)
-        shift = self.means.difference.norm(dim=-1) / self.means.norm_base
-        return max(candidates, key=lambda position: float(shift[position]))
-
-    def scaled(self, source: str) -> Float[Tensor, "pos d_model"]:
-        """The vectors of a source, rescaled to the mean residual norm of the finetuned model."""
-        vectors = self.vectors[source]
-        return vectors / vectors.norm(dim=-1, keepdim=True) * self.means.residual_norm
-
-    def labels(self, source: str) -> list[dict]:
-        """What each vector of a source is, as columns of the tables."""
-        where = {"corpus": self.corpus, "layer": self.means.layer, "source": source}
-        return [where | {"position": position} for position in self.positions]
+Rows = list[dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -69,175 +49,143 @@ class ActivationDifferenceLens:
     """Depths to read: a float is a share of the depth, an int an absolute layer. A patchscope and steering need layers
     above the one they write to; the logit lens reads late ones best."""
     n_positions: int = 32
-    """Tokens read of each text."""
+    """Tokens read of each text, or of the first answer of each conversation."""
+    n_before: int = 3
+    """Tokens read before that answer."""
     max_texts: int = 1_000
     """Texts read of each corpus."""
+    max_prompt_tokens: int = 512
+    """Conversations with more before their first answer are left out."""
     batch_size: int = 32
     positions: Sequence[int] = (0, 1, 2, 3, 4)
-    """Positions whose means are read with the lenses."""
+    """Positions whose means are read with the lenses; in conversations, those before the answer are read too."""
     top: int = 20
     """Tokens kept of each readout."""
-    patchscope_scales: Sequence[float] = (0.5, 1.0, 2.0, 4.0)
-    """Lengths of the patched vector, in units of the mean residual norm."""
+    patchscope_scales: Sequence[float] | None = None
+    """Lengths of the patched vector, in units of the mean residual norm, of which the best is chosen per vector; None
+    takes the 30 of `SCALES`."""
     patchscope_intersection: int = INTERSECTION
     """A token counts if it is among this many likeliest in all identity prompts."""
+    judge: str | None = None
+    """A language model, as Inspect AI names it, that decides about scales, coherence and relevance; None: rules do."""
     steering_layers: Sequence[float | int] = (0.5,)
     """Depths, among `layers`, whose mean difference steers."""
     steering_positions: Sequence[int] | None = None
     """Positions whose mean difference steers; None takes the most telling one."""
-    strengths: Sequence[float] = (0.5, 1.0)
-    """Steering strengths, in units of the mean residual norm."""
+    strengths: Sequence[float] | None = None
+    """Steering strengths, in units of the mean residual norm; None searches one per direction."""
+    search: StrengthSearch = field(default_factory=StrengthSearch)
+    relevance: RelevanceSettings = field(default_factory=RelevanceSettings)
+    similarity: SimilaritySettings = field(default_factory=SimilaritySettings)
+    causal: CausalSettings = field(default_factory=CausalSettings)
 
     def __post_init__(self) -> None:
         if outside := [p for p in self.positions if not 0 <= p < self.n_positions]:
             raise InvalidSetting(f"positions {outside} are not among the {self.n_positions} that are read")
-        if unread := [p for p in self.steering_positions or () if p not in self.positions]:
-            raise InvalidSetting(f"steering_positions {unread} are not among the positions {list(self.positions)}")
-        if self.n_positions <= SKIPPED:
-            raise InvalidSetting(f"n_positions={self.n_positions}; expected more than {SKIPPED}")
+        readable = [*range(-self.n_before, 0), *self.positions]
+        if unread := [p for p in self.steering_positions or () if p not in readable]:
+            raise InvalidSetting(f"steering_positions {unread} are not among the positions {readable}")
+        if self.n_positions <= SKIPPED or self.n_before < 0:
+            raise InvalidSetting(
+                f"n_positions={self.n_positions}, n_before={self.n_before}; expected more than {SKIPPED}, and 0 or more"
+            )
         if not_read := [depth for depth in self.steering_layers if depth not in self.layers]:
             raise InvalidSetting(
                 f"steering_layers {not_read} are not among the layers {list(self.layers)} that are read"
             )
-        if any(strength <= 0 for strength in (*self.strengths, *self.patchscope_scales)):
+        if any(length <= 0 for length in (*(self.strengths or ()), *self._scales)):
             raise InvalidSetting("strengths and patchscope_scales are lengths: expected numbers above 0")
+        if self.patchscope_scales is not None and not self.patchscope_scales:
+            raise InvalidSetting("patchscope_scales=[]; expected one or more, or null for the usual ones")
+
+    @property
+    def _scales(self) -> Sequence[float]:
+        return SCALES if self.patchscope_scales is None else self.patchscope_scales
 
     def run(self, study: Study) -> Report:
-        readings = [reading for corpus in study.corpora for reading in self._read(study, corpus)]
-        identical = all(float(reading.means.norm_difference.max()) == 0.0 for reading in readings)
-        measured: dict[str, Table] = {}
-        layers = ", ".join(str(layer) for layer in sorted({reading.means.layer for reading in readings}))
-        same = f"No difference: at layers {layers} both sides have the same activations on every text."
-        findings = [Finding(same, "positions")]
-        if not identical:
-            measured = self._readouts(study, readings)
-            lenses = {name: measured[name] for name in ("logit_lens", "patchscope")}
-            findings = tables.steering_findings(measured["steering"])
-            findings += [tables.finding(r.corpus, r.means, r.telling, lenses) for r in readings]
-        measured["positions"] = tables.position_table([(r.corpus, r.means) for r in readings])
+        window = Window(self.n_positions, self.n_before, self.max_texts, self.max_prompt_tokens, self.batch_size)
+        layers = sorted({study.pair.layer_at(depth) for depth in self.layers})
+        readings = [each for corpus in study.corpora for each in read(study, corpus, layers, window, self.positions)]
+        telling = [reading for reading in readings if reading.positions]
+        found = self._measured(study, telling) if telling else {}
+        found["positions"] = tables.position_table(readings)
         return Report(
             method=self.name,
             pair=study.pair.spec,
             settings=asdict(self),
             corpora=[corpus.spec for corpus in study.corpora],
-            no_difference=identical,
-            scalars=_scalars(readings),
-            tables=measured,
-            tensors=_tensors(readings),
-            figures={"norms": tables.norm_figure([(r.corpus, r.means) for r in readings])},
-            findings=findings,
+            no_difference=not any(reading.differs for reading in readings),
+            scalars=findings.scalars(readings, telling, found),
+            tables=found,
+            tensors=tables.tensors(readings),
+            figures=figures.figures(readings, found),
+            findings=findings.findings(readings, telling, found),
         )
 
-    def _read(self, study: Study, corpus: Corpus) -> list[Reading]:
-        """One streamed pass over one corpus."""
-        tokenizer = study.pair.tokenizer
-        layers = sorted({study.pair.layer_at(depth) for depth in self.layers})
-        texts = list(token_sequences(corpus, tokenizer, max_tokens=self.n_positions, max_texts=self.max_texts))
-        with study.progress.stage(f"activations of both sides on {corpus.spec.name}", len(texts)) as advance:
-            padded = batches(texts, self.batch_size, pad_id=tokenizer.pad_token_id, side="right")
-            means = position_means(study.pair, padded, layers, self.n_positions, advance)
-        return [self._reading(study, corpus.spec.name, means[layer]) for layer in layers]
+    def _measured(self, study: Study, telling: Sequence[Reading]) -> dict[str, Table]:
+        judge = LLMJudge(self.judge) if self.judge else None
+        lens = lens_rows(study, telling, self.top)
+        rule = scale_rule(study, judge)
+        scoped = patchscopes(study, telling, rule, self._scales, self.top, self.patchscope_intersection)
+        found = {
+            "logit_lens": tables.logit_lens_table(lens),
+            "patchscope": tables.patchscope_table([row for each in scoped for row in each.rows()]),
+            "patchscope_scales": tables.scale_table([each.choice_row(rule.name) for each in scoped]),
+        }
+        plans, searched = self._plans(study, telling, judge)
+        samples = steered_rows(study, plans, self.answers)
+        found["steering"] = tables.samples_table(samples)
+        return found | searched | self._against_training(study, telling, lens, scoped, samples, judge)
 
-    def _reading(self, study: Study, corpus: str, means: PositionMeans) -> Reading:
-        positions = [position for position in self.positions if position < len(means.n_texts)]
-        vectors = {key: getattr(means, key)[positions].float() for key in ("difference", "base", "finetuned")}
-        generator = torch.Generator().manual_seed(study.seed)
-        vectors["random"] = torch.randn(vectors["difference"].shape, generator=generator)
-        return Reading(corpus, means, vectors, positions)
-
-    def _readouts(self, study: Study, readings: Sequence[Reading]) -> dict[str, Table]:
-        """Lenses on every reading, and samples steered by it."""
-        lens_rows, scope_rows, sample_rows = [], [], []
-        with study.progress.stage("logit lens and patchscope", len(readings) * len(SOURCES)) as advance:
-            for reading in readings:
-                for source in SOURCES:
-                    lens_rows += self._logit_lens(study, reading, source)
-                    scope_rows += self._patchscope(study, reading, source)
-                    advance(1)
-        steering_layers = {study.pair.layer_at(depth) for depth in self.steering_layers}
-        for reading in readings:
-            if reading.means.layer in steering_layers:
-                sample_rows += self._steer(study, reading)
-        return {
-            "logit_lens": tables.logit_lens_table(lens_rows),
-            "patchscope": tables.patchscope_table(scope_rows),
-            "steering": tables.steering_table(sample_rows),
+    def _plans(
+        self, study: Study, telling: Sequence[Reading], judge: Judge | None
+    ) -> tuple[list[Plan], dict[str, Table]]:
+        """How strongly each direction steers, and how that was found; none with a strength of 0."""
+        layers = {study.pair.layer_at(depth) for depth in self.steering_layers}
+        directions = [
+            Direction.of(reading, position)
+            for reading in telling
+            if reading.means.layer in layers
+            for position in (self.steering_positions or [reading.telling])
+            if position in reading.positions
+        ]
+        if self.strengths is not None or not directions:
+            return [Plan(direction, self.strengths or (), searched=False) for direction in directions], {}
+        searched = search_strengths(study, directions, self.answers, self.search, judge)
+        plans = [
+            Plan(direction, [strength.mean], searched=True)
+            for direction, strength in searched.found
+            if strength.mean > 0
+        ]
+        return plans, {
+            "strengths": tables.threshold_table(list(searched.threshold_rows())),
+            "coherence": tables.coherence_table(list(searched.probe_rows())),
         }
 
-    def _logit_lens(self, study: Study, reading: Reading, source: str) -> list[dict]:
-        with study.pair.using(_reader(source)) as model:
-            return logit_lens_rows(
-                model, study.pair.tokenizer, reading.vectors[source], reading.labels(source), self.top
-            )
-
-    def _patchscope(self, study: Study, reading: Reading, source: str) -> list[dict]:
-        with study.pair.using(_reader(source)) as model:
-            return patchscope_rows(
-                model, study.pair.tokenizer, reading.scaled(source), reading.labels(source), reading.means.layer,
-                self.patchscope_scales, self.patchscope_intersection, self.top,
-            )  # fmt: skip
-
-    def _steer(self, study: Study, reading: Reading) -> list[dict]:
-        layer, positions = reading.means.layer, self.steering_positions or [reading.telling]
-        rows = []
-        for position in positions:
-            conditions = self._conditions(reading, position)
-            total, title = self.answers.count(conditions), f"samples steered by position {position} at layer {layer}"
-            with study.progress.stage(title, total) as advance, study.pair.using(Side.FINETUNED) as model:
-                samples = self.answers.draw(model, study.pair.tokenizer, conditions, layer, study.seed, advance)
-            where = {"corpus": reading.corpus, "layer": layer, "position": position}
-            rows += [where | sample.as_row() for sample in samples]
-        return rows
-
-    def _conditions(self, reading: Reading, position: int) -> list[Condition]:
-        """Unsteered, steered at each strength, and steered by a random direction at the largest one."""
-        at = reading.positions.index(position)
-        steer, random = reading.scaled("difference")[at], reading.scaled("random")[at]
-        largest = max(self.strengths)
-        return [
-            Condition("unsteered", "unsteered", 0.0, torch.zeros_like(steer)),
-            *(Condition(f"steered {strength:g}", "steered", strength, strength * steer) for strength in self.strengths),
-            Condition(f"random direction {largest:g}", "random", largest, largest * random),
-        ]
-
-
-def _reader(source: str) -> Side:
-    """Each side's mean is read by its own model; differences and random directions by the finetuned one."""
-    return Side.BASE if source == "base" else Side.FINETUNED
-
-
-def _scalars(readings: Sequence[Reading]) -> dict[str, Scalar]:
-    """Headline numbers of the reading with the largest shift."""
-    reading = max(readings, key=lambda r: float(r.means.difference[r.telling].norm() / r.means.norm_base[r.telling]))
-    means, at = reading.means, reading.telling
-    shift = means.difference[at].norm()
-    return {
-        "layer": Scalar(means.layer, "layer of the largest shift (absolute, counted from 0)"),
-        "telling_position": Scalar(
-            at, "position with the largest shift for its residual norm (the sink at 0 left out)"
-        ),
-        "shift_norm": Scalar(float(shift), "L2 norm of the mean difference there (residual stream units)"),
-        "relative_shift": Scalar(
-            float(shift / means.norm_base[at]), "that norm over the base's mean residual norm there (ratio)"
-        ),
-        "consistency": Scalar(
-            float(means.consistency[at]),
-            "norm of the mean difference over the mean norm of the differences: 1 if all texts shift alike (ratio)",
-        ),
-        "residual_norm": Scalar(
-            means.residual_norm, f"mean L2 norm of the finetuned residual stream from position {SKIPPED} on"
-        ),
-    }
-
-
-def _tensors(readings: Sequence[Reading]) -> dict[str, NamedTensor]:
-    """One [pos, d_model] tensor per corpus, layer and kind of mean, in float32."""
-    return {
-        f"{slug(reading.corpus)}_layer_{reading.means.layer}_{key}": NamedTensor(
-            getattr(reading.means, key).float(),
-            f"mean {key} of the residual stream on {reading.corpus}, layer {reading.means.layer}",
-            ("pos", "d_model"),
-        )
-        for reading in readings
-        for key in ("difference", "base", "finetuned")
-    }
+    def _against_training(
+        self,
+        study: Study,
+        telling: Sequence[Reading],
+        lens: Rows,
+        scoped: Sequence[Scoped],
+        samples: Rows,
+        judge: Judge | None,
+    ) -> dict[str, Table]:
+        """What was read beside the training data, as far as they are known."""
+        finetune, found = study.finetune, dict[str, Table]()
+        if finetune is None:
+            return {}
+        neutral = neutral_corpora(study, finetune)
+        if self.relevance.max_texts:
+            rows = relevance_rows(study, finetune, readouts(lens, scoped), self.relevance, judge)
+            found |= {"relevance": known_tables.relevance_table(rows)} if rows else {}
+        if self.similarity.max_texts and samples:
+            rows = similarity_rows(study, finetune, neutral, tables.answers_by_kind(samples), self.similarity)
+            found |= {"similarity": known_tables.similarity_table(rows)} if rows else {}
+        if self.causal.max_texts:
+            layers = {study.pair.layer_at(depth) for depth in self.steering_layers}
+            here = [reading for reading in telling if reading.means.layer in layers]
+            corpora = neutral if finetune.corpus is None else [finetune.corpus, *neutral]
+            carried = causal_effects(study, here, corpora, self.causal)
+            found |= known_tables.causal_tables(carried)
+        return found

@@ -1,55 +1,52 @@
-"""How the Activation Difference Lens lays out its results: tables with their descriptions, figure and findings."""
+"""How the Activation Difference Lens lays out what it read: tables with their descriptions, and the mean vectors."""
 
-import json
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 
 import pandas as pd
-import plotly.graph_objects as go
 
-from diffing.activations.position_means import PositionMeans
 from diffing.lenses import readouts
-from diffing.lenses.readouts import listed, own_tokens
-from diffing.lenses.steering import SAMPLE_COLUMNS, words_steered_towards
-from diffing.report import PALETTE, Figure, Finding, Table, View
+from diffing.lenses.steering import steering_table
+from diffing.methods.activation_difference_lens.reading import Reading
+from diffing.report import NamedTensor, Table, slug
 
-Measured = Sequence[tuple[str, PositionMeans]]
-"""(corpus, means) of every reading."""
+Row = Mapping[str, object]
 
-_WHERE = {
+WHERE = {
     "corpus": "corpus whose texts were read",
     "layer": "decoder block, absolute, counted from 0",
-    "position": "token position within the text, counted from 0",
+    "position": "token position, counted from 0 at the start of a text, or of the first answer of a conversation",
 }
-_SOURCE = {
+SOURCE = {
     "source": "what was read: the mean difference (finetuned - base), the mean of one side, or a random direction",
 }
+UNIT = "mean residual norms"
 
 
-def position_table(measured: Measured) -> Table:
+def position_table(readings: Sequence[Reading]) -> Table:
     rows = []
-    for corpus, means in measured:
+    for reading in readings:
+        means = reading.means
         shift = means.difference.norm(dim=-1)
-        for position in range(len(means.n_texts)):
+        for row, position in enumerate(means.positions):
             rows.append(
                 {
-                    "corpus": corpus,
+                    "corpus": reading.corpus,
                     "layer": means.layer,
                     "position": position,
-                    "n_texts": int(means.n_texts[position]),
-                    "shift_norm": float(shift[position]),
-                    "relative_shift": float(shift[position] / means.norm_base[position]),
-                    "consistency": float(means.consistency[position]),
-                    "norm_base": float(means.norm_base[position]),
-                    "norm_finetuned": float(means.norm_finetuned[position]),
+                    "n_texts": int(means.n_texts[row]),
+                    "shift_norm": float(shift[row]),
+                    "relative_shift": float(shift[row] / means.norm_base[row]),
+                    "consistency": float(means.consistency[row]),
+                    "norm_base": float(means.norm_base[row]),
+                    "norm_finetuned": float(means.norm_finetuned[row]),
                 }
             )
     return Table(
         pd.DataFrame(rows),
         "How far the residual stream moved at each position, on average over texts",
-        _WHERE
+        WHERE
         | {
-            "n_texts": "texts that reach this position",
+            "n_texts": "texts that have this position",
             "shift_norm": "L2 norm of the mean difference, finetuned - base (residual stream units)",
             "relative_shift": "shift_norm over norm_base (ratio)",
             "consistency": "shift_norm over the mean norm of single differences: 1 if all texts shift alike, "
@@ -60,91 +57,107 @@ def position_table(measured: Measured) -> Table:
     )
 
 
-def logit_lens_table(rows: Sequence[Mapping[str, object]]) -> Table:
+def logit_lens_table(rows: Sequence[Row]) -> Table:
     about = "Logit lens: tokens that each vector promotes and suppresses when read by the model's own head"
     return readouts.logit_lens_table(
-        rows, about, _WHERE | _SOURCE, ("source", "position", "direction", "layer", "corpus")
+        rows, about, WHERE | SOURCE, ("source", "position", "direction", "layer", "corpus")
     )
 
 
-def patchscope_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    about = "Token-identity patchscope: tokens the model reads in each vector when it stands in for a word"
+def patchscope_table(rows: Sequence[Row]) -> Table:
+    about = (
+        "Token-identity patchscope: tokens the model reads in each vector when it stands in for a word, at the scale "
+        "that was chosen for it and at scale 1"
+    )
+    chosen = {
+        "chosen": "whether this is the scale that was chosen for the vector",
+        "selected": "whether the token is one of those that belong together at the chosen scale",
+    }
     return readouts.patchscope_table(
-        rows, about, _WHERE | _SOURCE, ("source", "position", "scale", "layer", "corpus"), "mean residual norms"
+        rows, about, WHERE | SOURCE | chosen, ("source", "position", "chosen", "layer", "corpus"), UNIT
     )
 
 
-def steering_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    columns = [*_WHERE, "prompt", "condition", "kind", "strength", "sample", "text"]
+def scale_table(rows: Sequence[Row]) -> Table:
     return Table(
-        pd.DataFrame(rows, columns=columns),
-        "Answers of the finetuned model, unsteered, with the mean difference added, and with a random direction added",
-        _WHERE
+        pd.DataFrame(rows),
+        "At which scale the patchscope reads each vector best, and which of its tokens there belong together",
+        WHERE
+        | SOURCE
         | {
-            **SAMPLE_COLUMNS,
-            "strength": "length of the added vector (mean residual norms)",
+            "scale": f"chosen length of the patched vector ({UNIT}); missing if none was chosen",
+            "selected": "tokens of that scale that belong together, as they decode",
+            "unanswered": "questions about this vector that a judge did not answer",
+            "reason": "why no scale was chosen",
+            "by": "how the choice was made",
         },
-        View("samples", "text", group=("prompt", "position", "layer", "corpus"), compare="condition"),
     )
 
 
-def finding(corpus: str, means: PositionMeans, position: int, readouts: Mapping[str, Table]) -> Finding:
-    """The most telling position of one layer in words: what was read there from the difference, and neither from the
-    base's mean nor from a random direction."""
-    shift = float(means.difference[position].norm() / means.norm_base[position])
-    read = {name: _own_tokens(table.frame, corpus, means.layer, position) for name, table in readouts.items()}
-    words = "; ".join(f"the {name.replace('_', ' ')} reads {listed(rows['token'])}" for name, rows in read.items())
-    return Finding(
-        f"On {corpus}, layer {means.layer}, position {position}, the finetune moves the residual stream by "
-        f"{shift:.1%} of its norm, with consistency {float(means.consistency[position]):.2f} over "
-        f"{int(means.n_texts[position])} texts. Of that shift, {words}.",
-        "logit_lens",
-        [int(row) for row in read["logit_lens"].index],
+_PROMPT = {"prompt": "user message by which the strength was searched"}
+
+
+def threshold_table(rows: Sequence[Row]) -> Table:
+    return Table(
+        pd.DataFrame(rows),
+        "How strongly the model can be steered with its answers still coherent; the mean over prompts is used",
+        WHERE
+        | _PROMPT
+        | {
+            "strength": f"largest strength found coherent ({UNIT}); missing if nothing could be decided",
+            "limit": f"least strength above it found incoherent ({UNIT}); missing if none was met",
+            "outcome": "how the search ended",
+            "by": "how coherence was decided",
+        },
     )
 
 
-def _own_tokens(frame: pd.DataFrame, corpus: str, layer: int, position: int) -> pd.DataFrame:
-    """Rows of the difference's readout whose tokens neither the base's mean nor a random direction shows too."""
-    here = (frame["corpus"] == corpus) & (frame["layer"] == layer) & (frame["position"] == position)
-    mine, controls = here & (frame["source"] == "difference"), here & frame["source"].isin(["base", "random"])
-    return own_tokens(frame, mine, controls, most=12)
+def coherence_table(rows: Sequence[Row]) -> Table:
+    return Table(
+        pd.DataFrame(rows),
+        "Answers that were graded on the way to these strengths",
+        WHERE
+        | _PROMPT
+        | {
+            "strength": f"length of the added vector ({UNIT}); 0 is unsteered",
+            "coherent": "answers that are coherent (count)",
+            "incoherent": "answers that are not (count)",
+            "unanswered": "answers that a judge did not grade; they count for nothing (count)",
+            "share": "coherent over graded answers (ratio)",
+            "standard_error": "of that share, with two answers of each kind added (ratio)",
+        },
+    )
 
 
-def steering_findings(steering: Table) -> list[Finding]:
-    """Per steered position, the words that steered answers use and the unsteered and randomly steered ones do not."""
-    found = []
-    for (corpus, layer, position), frame in steering.frame.groupby(["corpus", "layer", "position"]):
-        texts = {kind: list(rows["text"]) for kind, rows in frame.groupby("kind")}
-        words = words_steered_towards(texts["steered"], [texts["unsteered"], texts["random"]])
-        where = (
-            f"Steered by the difference on {corpus} (layer {layer}, position {position}), answers to neutral prompts"
-        )
-        claim = (
-            f"{where} speak of {', '.join(words)}; unsteered and randomly steered answers do not, or far less often."
-            if words
-            else f"{where} share no words that unsteered and randomly steered answers lack."
-        )
-        found.append(Finding(claim, "steering", [int(row) for row in frame[frame["kind"] == "steered"].index[:6]]))
+def samples_table(rows: Sequence[Row]) -> Table:
+    return steering_table(
+        rows,
+        "Answers of the finetuned model, unsteered, with a mean difference added, and with a random direction added",
+        WHERE,
+        "mean difference that was added",
+        f"length of the added vector ({UNIT})",
+    )
+
+
+def answers_by_kind(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Texts of the steering table's rows, as they are compared: unsteered ones once, the others per direction."""
+    found: dict[str, dict[tuple, str]] = {}
+    for row in rows:
+        name = str(row["kind"]) if row["kind"] == "unsteered" else f"{row['kind']}, {row['direction']}"
+        if row["kind"] != "unsteered":
+            name += f" at layer {row['layer']}"
+        found.setdefault(name, {})[(row["prompt"], row["condition"], row["sample"])] = str(row["text"])
+    return {name: list(texts.values()) for name, texts in found.items()}
+
+
+def tensors(readings: Sequence[Reading]) -> dict[str, NamedTensor]:
+    """One [pos, d_model] tensor per corpus, layer and kind of mean, in float32."""
+    found = {}
+    for reading in readings:
+        means = reading.means
+        rows = f"; row 0 is position {means.first}" if means.first else ""
+        for key in ("difference", "base", "finetuned"):
+            about = f"mean {key} of the residual stream on {reading.corpus}, layer {means.layer}{rows}"
+            name = f"{slug(reading.corpus)}_layer_{means.layer}_{key}"
+            found[name] = NamedTensor(getattr(means, key).float(), about, ("pos", "d_model"))
     return found
-
-
-def norm_figure(measured: Measured) -> Figure:
-    """Relative shift and consistency by position, one colour per corpus and layer, and the consistency of chance."""
-    figure = go.Figure()
-    for (corpus, means), colour in zip(measured, cycle(PALETTE), strict=False):
-        shift = (means.difference.norm(dim=-1) / means.norm_base).tolist()
-        label = f"{corpus}, layer {means.layer}" if len({name for name, _ in measured}) > 1 else f"layer {means.layer}"
-        figure.add_scatter(y=shift, name=f"{label}: shift", mode="lines+markers", line={"color": colour})
-        figure.add_scatter(
-            y=means.consistency.tolist(),
-            name=f"{label}: consistency",
-            mode="lines",
-            line={"color": colour, "dash": "dot"},
-        )
-    chance = measured[0][1].n_texts.double().rsqrt().tolist()
-    figure.add_scatter(y=chance, name="consistency by chance", mode="lines", line={"dash": "dash", "color": "grey"})
-    figure.update_layout(xaxis_title="position (token)", yaxis_title="ratio", hovermode="x unified")
-    return Figure(
-        json.loads(figure.to_json()),
-        "How far the residual stream moved, as a share of its norm, and how alike the shift is over texts",
-    )
