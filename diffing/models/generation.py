@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
@@ -168,16 +168,36 @@ def _continue(
     return torch.cat(new, dim=1)
 
 
+HEAD = 512
+"""Likeliest tokens that are looked at first: a full sort of the vocabulary is needed for few rows."""
+
+
 def _draw(
     logits: Float[Tensor, "batch vocab"], uniform: Float[Tensor, " batch"], sampling: Sampling
 ) -> Int[Tensor, " batch"]:
-    """Inverse-CDF sampling from the tempered, nucleus-truncated distribution (Holtzman et al., 2020)."""
+    """Inverse-CDF sampling from the tempered, nucleus-truncated distribution (Holtzman et al., 2020), tokens in falling
+    order of probability."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probabilities, order = torch.softmax(logits / sampling.temperature, -1).sort(dim=-1, descending=True, stable=True)
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
-    cumulative = probabilities.cumsum(-1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    rank = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-    return order.gather(-1, rank)[:, 0]
+    probabilities = torch.softmax(logits / sampling.temperature, -1)
+    found, reached = _ranked(probabilities, uniform, sampling.top_p, min(HEAD, logits.shape[-1]))
+    if not bool(reached.all()):
+        rest = (~reached).nonzero()[:, 0]
+        found[rest] = _ranked(probabilities[rest], uniform[rest], sampling.top_p, logits.shape[-1])[0]
+    return found
+
+
+def _ranked(
+    probabilities: Float[Tensor, "batch vocab"], uniform: Float[Tensor, " batch"], top_p: float, head: int
+) -> tuple[Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
+    """The draw of each row among its `head` likeliest tokens, and whether it is that among all."""
+    if head == probabilities.shape[-1]:
+        likeliest, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    else:
+        likeliest, order = probabilities.topk(head, dim=-1)
+    before = likeliest.cumsum(-1) - likeliest
+    kept = likeliest.masked_fill(before >= top_p, 0.0).cumsum(-1)
+    mass = probabilities.sum(-1) if top_p == 1 else kept[:, -1]
+    rank = torch.searchsorted(kept, (uniform * mass)[:, None], right=True)[:, 0]
+    reached = rank < head if top_p == 1 else likeliest.sum(-1) >= top_p
+    return order.gather(-1, rank.clamp(max=head - 1)[:, None])[:, 0], reached

@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedModel
 
 from diffing.errors import InvalidSetting
-from diffing.models.generation import Sampling, Steering, Where, _draw, chat_prompt, generate
+from diffing.models.generation import HEAD, Sampling, Steering, Where, _draw, chat_prompt, generate
 from diffing.models.sites import decoder_blocks, editing
 from tests import tiny
 
@@ -55,6 +55,22 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     uniform = (torch.arange(1_000) + 0.5) / 1_000
     drawn = _draw(logits.expand(len(uniform), -1), uniform, Sampling(top_p=0.7))
     assert sorted(set(drawn.tolist())) == [0, 1]
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+@pytest.mark.parametrize("temperature", [0.7, 3.0])
+def test_a_draw_is_the_one_by_a_full_sort_of_the_vocabulary(top_p: float, temperature: float) -> None:
+    """At the higher temperature most of the probability lies outside of the tokens that are looked at first."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(400, 5 * HEAD, generator=generator)
+    uniform = torch.rand(400, generator=generator)
+    drawn = _draw(logits, uniform, Sampling(temperature=temperature, top_p=top_p))
+    probabilities, order = (logits.double() / temperature).softmax(-1).sort(dim=-1, descending=True)
+    nucleus = probabilities * (probabilities.cumsum(-1) - probabilities < top_p)
+    cumulative = nucleus.cumsum(-1)
+    rank = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
+    assert (rank >= HEAD).any() == (top_p > 0.3 and temperature == 3.0)
+    assert (drawn == order.gather(-1, rank[:, None])[:, 0]).float().mean() > 0.99  # float32 decides a few otherwise
 
 
 def test_a_zero_vector_steers_nothing_and_a_row_only_its_own() -> None:
