@@ -31,9 +31,13 @@ demo: install ## the main job, on a real model and a real finetune (about three 
 	$(BIN)/python analyze.py $(METHOD) organism=demo_glacier_tea
 	$(BIN)/python evaluate_agents.py $(METHOD) organism=demo_glacier_tea
 
-table: install ## all demo organisms, and the table of docs/demo_organisms.md (about six minutes on two cores)
-	for organism in $(ORGANISMS); do $(BIN)/python analyze.py $(METHOD) organism=$$organism || exit 1; done
+table: install ## all demo organisms with the three methods that need no training, and the tables of docs/demo_organisms.md
+	for organism in $(ORGANISMS); do \
+	  $(BIN)/python analyze.py $(METHOD) organism=$$organism diffing.method.answers.samples_per_prompt=3 && \
+	  $(BIN)/python analyze.py diffing/method=kl organism=$$organism preprocessing.training_corpus=true && \
+	  $(BIN)/python analyze.py diffing/method=activation_analysis organism=$$organism || exit 1; done
 	$(BIN)/python -m diffing.demo.readouts
+	$(BIN)/python -m diffing.demo.overview
 
 test: install-test ## every test but the slow ones
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow"
