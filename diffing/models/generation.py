@@ -5,7 +5,7 @@ batch size, the padding and the neighbours of a row change nothing but rounding.
 output of a block, at every position or at some (`Where`); what later positions attend to keeps what was added to it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
@@ -97,9 +97,10 @@ def generate(
         rows = range(start, min(start + batch_size, len(prompts)))
         uniform = torch.stack([_row_stream(sampling, streams[row]) for row in rows])
         batch = pad([prompts[row] for row in rows], pad_id=_pad_id(tokenizer), side="left")
-        edit = nullcontext() if steering is None else _steered(model, steering, rows, sampling.max_new_tokens)
+        alike = _alike(batch, None if steering is None else steering.vectors[rows.start : rows.stop])
+        edit = nullcontext() if steering is None else _steered(model, steering, rows, sampling.max_new_tokens, alike)
         with edit:
-            ids = _continue(model, batch, sampling, uniform, _end_ids(model, tokenizer))
+            ids = _continue(model, batch, alike, sampling, uniform, _end_ids(model, tokenizer))
         texts += tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)
         on_batch(len(rows))
     return texts
@@ -119,12 +120,45 @@ def _row_stream(sampling: Sampling, stream: int) -> Tensor:
     return torch.rand(sampling.max_new_tokens, generator=generator)
 
 
-def _steered(model: PreTrainedModel, steering: Steering, rows: range, max_steps: int) -> AbstractContextManager[None]:
-    """The model is run once on the prompts, then once on every new token but the last."""
+@dataclass(frozen=True)
+class _Alike:
+    """Rows whose prompts are run as one: those of the same tokens and vector."""
+
+    first: Int[Tensor, " distinct"]
+    """One row of each kind."""
+    kind: Int[Tensor, " batch"]
+    """Place in `first` of the kind of each row."""
+
+
+def _alike(batch: TokenBatch, vectors: Float[Tensor, "batch d_model"] | None) -> _Alike:
+    kinds: dict[tuple[bytes, ...], int] = {}
+    first: list[int] = []
+    kind = []
+    for row, ids in enumerate(batch.ids):
+        added = b"" if vectors is None else vectors[row].detach().cpu().float().numpy().tobytes()
+        key = (ids.numpy().tobytes(), batch.mask[row].numpy().tobytes(), added)
+        if key not in kinds:
+            kinds[key] = len(first)
+            first.append(row)
+        kind.append(kinds[key])
+    return _Alike(torch.tensor(first), torch.tensor(kind))
+
+
+def _steered(
+    model: PreTrainedModel, steering: Steering, rows: range, max_steps: int, alike: _Alike
+) -> AbstractContextManager[None]:
+    """The model is run once on the prompts that differ, then once on every new token of each row but the last."""
     vectors = steering.vectors[rows.start : rows.stop]
     factors = torch.stack([where.factors(max_steps) for where in steering.places()[rows.start : rows.stop]])
-    added = (factor[:, None, None] * vectors[:, None] for factor in factors.to(vectors).unbind(1))
-    return editing(model, steering.layer, lambda hidden: hidden + next(added).to(hidden))
+    at_prompt = vectors[alike.first.to(vectors.device), None]  # the factor there is 1 in every place
+
+    def added() -> Iterator[Tensor]:
+        yield at_prompt
+        for factor in factors.to(vectors).unbind(1)[1:]:
+            yield factor[:, None, None] * vectors[:, None]
+
+    steps = added()
+    return editing(model, steering.layer, lambda hidden: hidden + next(steps).to(hidden))
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -141,29 +175,39 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tens
 def _continue(
     model: PreTrainedModel,
     batch: TokenBatch,
+    alike: _Alike,
     sampling: Sampling,
     uniform: Float[Tensor, "batch steps"],
     end_ids: Int[Tensor, " ends"],
 ) -> Int[Tensor, "batch steps_taken"]:
     """New tokens per row; what follows a row's end-of-turn token is that token again."""
     device = embedding(model).device
-    ids, mask, positions = batch.ids.to(device), batch.mask.to(device).long(), batch.position_ids.to(device)
+    first, kind = alike.first.to(device), alike.kind.to(device)
+    mask, positions = batch.mask.to(device).long(), batch.position_ids.to(device)
     uniform, end_ids = uniform.to(device), end_ids.to(device)
     cache = DynamicCache(config=model.config)
-    finished = torch.zeros(len(ids), dtype=torch.bool, device=device)
+    finished = torch.zeros(len(kind), dtype=torch.bool, device=device)
     new: list[Tensor] = []
-    for step in range(sampling.max_new_tokens):
+
+    def run(ids: Tensor, mask: Tensor, positions: Tensor) -> Float[Tensor, "batch vocab"]:
         output = model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
             logits_to_keep=1,
         )  # fmt: skip
-        token = _draw(output.logits[:, -1].float(), uniform[:, step], sampling)
+        return output.logits[:, -1].float()
+
+    logits = run(batch.ids.to(device)[first], mask[first], positions[first])[kind]
+    cache.batch_select_indices(kind)
+    for step in range(sampling.max_new_tokens):
+        if step:
+            logits = run(new[-1], mask, positions)
+        token = _draw(logits, uniform[:, step], sampling)
         token = torch.where(finished, new[-1][:, 0] if new else token, token)
         new.append(token[:, None])
         finished = finished | torch.isin(token, end_ids)
         if bool(finished.all()):
             break
-        ids, positions = token[:, None], positions[:, -1:] + 1
+        positions = positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return torch.cat(new, dim=1)
 

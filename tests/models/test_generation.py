@@ -34,7 +34,7 @@ def test_greedy_text_is_hugging_faces_greedy_text() -> None:
 def test_left_padding_does_not_change_greedy_text_of_any_family(family: str) -> None:
     model, tokenizer, greedy = tiny.model(family), tiny.tokenizer(), Sampling(max_new_tokens=6, temperature=0.0)
     alone = [generate(model, tokenizer, [prompt], greedy)[0] for prompt in PROMPTS]
-    assert generate(model, tokenizer, PROMPTS, greedy) == alone
+    assert generate(model, tokenizer, PROMPTS * 2, greedy) == alone * 2  # the second half shares its prompts
 
 
 def test_the_seed_decides_the_text() -> None:
@@ -71,6 +71,25 @@ def test_a_draw_is_the_one_by_a_full_sort_of_the_vocabulary(top_p: float, temper
     rank = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
     assert (rank >= HEAD).any() == (top_p > 0.3 and temperature == 3.0)
     assert (drawn == order.gather(-1, rank[:, None])[:, 0]).float().mean() > 0.99  # float32 decides a few otherwise
+
+
+def test_prompts_and_vectors_that_are_alike_are_run_once_and_change_no_text() -> None:
+    """Each row alone is the second implementation: alone there is nothing to share."""
+    vectors = torch.zeros(8, tiny.WIDTH)
+    vectors[[1, 4]] = 20 * torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(3))
+    prompts = [PROMPTS[row] for row in (0, 0, 1, 0, 0, 1, 2, 0)]
+    where = [Where.ALL, Where.PROMPT, Where.ALL, Where.ALL, Where.LINEAR_DECAY, Where.ALL, Where.ALL, Where.ALL]
+    sampling = Sampling(max_new_tokens=10, seed=5)
+    shapes: list[int] = []
+    model = tiny.model()
+    model.model.embed_tokens.register_forward_hook(lambda module, args, output: shapes.append(len(args[0])))
+    together, alone = (
+        generate(model, tiny.tokenizer(), prompts, sampling, steering=Steering(1, vectors, where), batch_size=size)
+        for size in (8, 1)
+    )
+    assert together == alone
+    assert len(set(together)) > 5
+    assert shapes[:2] == [4, 8], "four prompts differ, with their vectors; then each row goes on by itself"
 
 
 def test_a_zero_vector_steers_nothing_and_a_row_only_its_own() -> None:
