@@ -24,8 +24,8 @@ SOURCES = ("difference", "base", "finetuned", "random")
 
 
 def most_domain_tokens(frame: pd.DataFrame, words: Sequence[str]) -> str:
-    """Domain words among the tokens of one readout: the most over its positions and layers, of how many."""
-    setting = [column for column in ("corpus", "layer", "position") if column in frame.columns]
+    """Domain words among the tokens of one readout: the most over its positions, layers and scales, of how many."""
+    setting = [column for column in ("corpus", "layer", "position", "scale") if column in frame.columns]
     hits = frame["token"].map(lambda token: any(mentions(token, word) for word in words))
     counts = hits.groupby([frame[column] for column in setting]).agg(["sum", "size"])
     best = counts.loc[counts["sum"].idxmax()]

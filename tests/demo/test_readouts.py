@@ -43,7 +43,7 @@ def planted(no_difference: bool = False) -> Report:
         for index, text in enumerate(texts)
     ]
     scope = [{key: value for key, value in row.items() if key != "direction"} for row in lens]
-    scope = [row | {"scale": 2.0, "chosen": True, "selected": False} for row in scope]
+    scope = [row | {"scale": 2.0, "read_at": "chosen scale", "chosen": True, "selected": False} for row in scope]
     unchosen = [row | {"scale": 1.0, "chosen": False, "token": " tea"} for row in scope]
     return Report(
         method="activation_difference_lens",

@@ -177,7 +177,10 @@ def _relevance(found: Tables) -> Iterator[Finding]:
     for (corpus, layer, lens), frame in every.groupby(["corpus", "layer", "lens"], sort=False):
         own = frame[frame["against"] == OWN]
         mine = own[own["source"] == "difference"]
-        if mine["fraction"].isna().all():
+        if not mine["fraction"].fillna(0).any():
+            where = f"On {corpus}, layer {layer}"
+            claim = f"{where}, the {lens} reads nothing in the difference that is relevant to the training data."
+            yield Finding(claim, "relevance", [int(row) for row in mine.index])
             continue
         best = mine.loc[mine["fraction"].idxmax()]
         here = frame[(frame["source"] == "difference") & (frame["position"] == best["position"])]

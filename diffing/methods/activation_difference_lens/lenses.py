@@ -37,15 +37,15 @@ class Scoped:
 
     def rows(self) -> Iterator[dict[str, object]]:
         """Tokens at the chosen scale and, where another was chosen, at scale 1."""
-        for readout in self.readouts:
-            chosen = self.chosen is not None and readout.scale == self.chosen.scale
-            if not chosen and readout.scale != 1.0:
-                continue
+        plain = [readout for readout in self.readouts if readout.scale == 1.0 and readout is not self.chosen]
+        for readout in [*([self.chosen] if self.chosen else []), *plain]:
+            chosen = readout is self.chosen
             selected = self.selected if chosen else ()
             for place, (token, probability) in enumerate(zip(readout.tokens, readout.probabilities, strict=True)):
                 yield {
-                    **self.label, "scale": readout.scale, "chosen": chosen, "selected": place in selected,
-                    "rank": place + 1, "token": token, "probability": probability,
+                    **self.label, "read_at": "chosen scale" if chosen else "scale 1", "scale": readout.scale,
+                    "chosen": chosen, "selected": place in selected, "rank": place + 1, "token": token,
+                    "probability": probability,
                 }  # fmt: skip
 
     def choice_row(self, rule: str) -> dict[str, object]:

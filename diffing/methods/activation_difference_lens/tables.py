@@ -70,11 +70,12 @@ def patchscope_table(rows: Sequence[Row]) -> Table:
         "that was chosen for it and at scale 1"
     )
     chosen = {
+        "read_at": "chosen scale, or scale 1 where another was chosen",
         "chosen": "whether this is the scale that was chosen for the vector",
         "selected": "whether the token is one of those that belong together at the chosen scale",
     }
     return readouts.patchscope_table(
-        rows, about, WHERE | SOURCE | chosen, ("source", "position", "chosen", "layer", "corpus"), UNIT
+        rows, about, WHERE | SOURCE | chosen, ("source", "position", "read_at", "layer", "corpus"), UNIT
     )
 
 

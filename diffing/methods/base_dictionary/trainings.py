@@ -31,7 +31,9 @@ _LOGGED = {
     "dead": "share of the latents that count as dead: not active for long (ratio)",
     "threshold": "score above which a latent is active outside of training (normalised units)",
     "lr": "learning rate at this step",
+    "gradient_norm": "mean norm of the gradient before it is clipped",
     "rows_per_second": "tokens trained on per second",
+    "stall_share": "share of the time in which training waited for tokens to be read (ratio)",
 }
 
 
