@@ -1,4 +1,4 @@
-"""A look into a local store from the command line: `python -m trackers --help`."""
+"""A local store from the command line, what is in it and its way to W&B and back: `python -m trackers --help`."""
 
 import argparse
 import json
@@ -20,8 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; 0, or 2 with a message on standard error."""
     parsed = _parser().parse_args(arguments)
     try:
-        lines = parsed.command(LocalStore.existing(parsed.root), parsed)
-        print("\n".join(lines), flush=True)
+        for line in parsed.command(parsed.store(parsed.root), parsed):
+            print(line, flush=True)
     except TrackerError as error:
         print(f"trackers: {error}", file=sys.stderr)
         return 2
@@ -44,12 +44,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="REF",
         help="[project/]name[:version-or-alias], for example demo/pca:v3; latest if not said",
     )
-    parser = argparse.ArgumentParser(prog="python -m trackers", description="Look into a local artifact store.")
+    parser = argparse.ArgumentParser(
+        prog="python -m trackers", description="Look into a local artifact store; exchange it with W&B."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[..., Iterator[str]], parent: argparse.ArgumentParser, help: str):
         sub = commands.add_parser(name, parents=[parent], help=help, description=help[0].upper() + help[1:] + ".")
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, store=LocalStore.existing)
         return sub
 
     add("ls", list_versions, shared, "list all versions, oldest first")
@@ -57,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     get = add("get", get_files, one, "check a version's files and print their folder, or copy them")
     get.add_argument("--to", type=Path, metavar="DIR", help="copy the files here (a new or empty folder)")
     add("lineage", lineage, one, "draw what a version was made from, and what was made from it")
+    sending = add("push", send, shared, "send to W&B what it has not of the store; again after a failure, it goes on")
+    sending.add_argument("--project", help="runs of this project only (default: all)")
+    sending.add_argument("--since", metavar="TIME", help="runs started since this date or UTC time, 2026-11-23T09:30")
+    bring = add("pull", bring_back, one, "copy a version from W&B into the store, with what it was made from")
+    bring.set_defaults(store=LocalStore)
+    for each in (sending, bring):
+        each.add_argument("--entity", help="the W&B user or team (default: the API key's own)")
     return parser
 
 
@@ -126,6 +135,20 @@ def lineage(store: LocalStore, parsed: argparse.Namespace) -> Iterator[str]:
     yield f"used in runs: {users or 'none'}"
 
 
+def send(store: LocalStore, parsed: argparse.Namespace) -> Iterator[str]:
+    from trackers.push import push
+
+    sent = push(store, parsed.project, parsed.entity, parsed.since, say=_progress)
+    yield f"sent {sent}; read back, all of it is there"
+
+
+def bring_back(store: LocalStore, parsed: argparse.Namespace) -> Iterator[str]:
+    from trackers.pull import pull
+
+    for ref in pull(store, parse_request(parsed.ref), parsed.entity):
+        yield str(ref)
+
+
 def _tree(ref: ArtifactRef, related: Callable[[ArtifactRef], list[ArtifactRef]], indent: str) -> Iterator[str]:
     branches = related(ref)  # never a cycle: a version's sources are older than itself
     for number, branch in enumerate(branches, start=1):
@@ -153,6 +176,10 @@ def _resolve(store: LocalStore, text: str) -> Version:
 def _run(store: LocalStore, run: str) -> str:
     found = store.index.run(run)
     return f"{found.job} {found.id} ({found.status})"
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _size(size: int) -> str:

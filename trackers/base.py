@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 JSON = str | int | float | bool | None | Sequence[object] | Mapping[str, object]
 
 LATEST = "latest"
+STEP = "trainer/global_step"  # the x axis of scalars, under the name that W&B users know from Lightning
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 VERSION = re.compile(r"v(0|[1-9][0-9]{0,8})")
 

@@ -1,6 +1,7 @@
 """The files of a local store, each kept once under its SHA-256, and read-only folders made from them.
 
     objects/ab/cdef...          the bytes
+    md5/ab/cdef...              the same by MD5, which is all that W&B says of a file: links to objects
     versions/PROJECT/NAME/v3/   a version as a folder, made when it is first fetched (hard links, else copies)
     tmp/                        what is being written; entries left by killed processes go after a day
 
@@ -12,7 +13,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from base64 import b64decode
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -27,14 +30,15 @@ STALE_SECONDS = 24 * 3600
 class ContentStore:
     """Writes and reads the files under `root`; safe to use from several processes at once."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, versions: str = "versions"):
         self.root = root
-        self.objects, self.versions, self.tmp = root / "objects", root / "versions", root / "tmp"
+        self.objects, self.by_md5, self.tmp = root / "objects", root / "md5", root / "tmp"
+        self.versions = root / versions
 
     def add_folder(self, folder: Path) -> list[StoredFile]:
         """Stores every file below `folder`; on any failure none of them is kept."""
         members = folder_members(folder)
-        with using_store(self.root), self._staging() as stage:
+        with using_store(self.root), self.staging() as stage:
             files = []
             for number, (path, source) in enumerate(members):
                 with source.open("rb") as reader:
@@ -44,7 +48,7 @@ class ContentStore:
 
     def add_bytes(self, body: bytes) -> str:
         """Stores one body and returns its SHA-256."""
-        with using_store(self.root), self._staging() as stage:
+        with using_store(self.root), self.staging() as stage:
             file = _write(BytesIO(body), "", stage / "0")
             self._keep([(stage / "0", file)])
         return file.sha256
@@ -67,7 +71,7 @@ class ContentStore:
         with using_store(self.root):
             if _is_intact(target, files):
                 return target
-            with self._staging() as stage:
+            with self.staging() as stage:
                 fresh = stage / "fresh"
                 for file in files:
                     _link(self.check(ref, file), fresh / file.path)
@@ -83,8 +87,22 @@ class ContentStore:
                 _set_folder_modes(target, 0o555)
         return target
 
+    def find(self, path: str, md5: str) -> StoredFile | None:
+        """The file with that MD5 (base64), as one called `path`, if it is here and undamaged."""
+        stored = self._md5_path(md5)
+        with using_store(self.root):
+            found = digest_file(stored) if stored.is_file() else None
+        return replace(found, path=path) if found is not None and found.md5 == md5 else None
+
+    def place(self, files: Iterable[StoredFile], folder: Path) -> None:
+        """Puts stored files into `folder`, read-only, without using space where that can be."""
+        with using_store(self.root):
+            for file in files:
+                _link(self.object_path(file.sha256), folder / file.path)
+
     @contextlib.contextmanager
-    def _staging(self) -> Iterator[Path]:
+    def staging(self) -> Iterator[Path]:
+        """A folder of its own on the store's disk, until the block ends."""
         self.tmp.mkdir(parents=True, exist_ok=True)
         self._clean()
         with tempfile.TemporaryDirectory(dir=self.tmp) as stage:
@@ -103,8 +121,19 @@ class ContentStore:
             final = self.object_path(file.sha256)
             final.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, final)
+            self._link_md5(file)
         for parent in {self.object_path(file.sha256).parent for _, file in staged}:
             _sync_folder(parent)
+
+    def _md5_path(self, md5: str) -> Path:
+        digits = b64decode(md5).hex()
+        return self.by_md5 / digits[:2] / digits[2:]
+
+    def _link_md5(self, file: StoredFile) -> None:
+        link, stored = self._md5_path(file.md5), self.object_path(file.sha256)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # `find` checks what it points to
+            link.symlink_to(os.path.relpath(stored, link.parent))
 
 
 def folder_members(folder: Path) -> list[tuple[str, Path]]:

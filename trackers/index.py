@@ -4,14 +4,14 @@ import json
 import math
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trackers.base import LATEST, VERSION, ArtifactRef, ArtifactRequest, Kind
+from trackers.base import LATEST, STEP, VERSION, ArtifactRef, ArtifactRequest, Kind
 from trackers.database import Database
 from trackers.digests import StoredFile, content_digest, wandb_digest
-from trackers.errors import ArtifactNotFound, TrackerError, WrongKind
+from trackers.errors import ArtifactNotFound, InvalidName, InvalidValue, TrackerError, WrongKind
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,25 @@ class Index:
 
     # Runs
 
-    def start_run(self, run: str, project: str, job: str, config: str) -> None:
-        """Records a run that begins now; `config` is JSON text."""
-        row = (run, project, job, config, _now())
+    def start_run(self, run: str, project: str, job: str, config: str) -> int:
+        """Records a run that begins now, or goes on, and returns its next step; `config` is JSON text."""
         with self.database.writing() as db:
-            db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, 'running', ?, NULL)", row)
+            found = db.execute("SELECT project FROM runs WHERE id = ?", (run,)).fetchone()
+            if found is not None and found["project"] != project:
+                raise InvalidName(f"run {run} is of project {found['project']}, it cannot go on in {project}")
+            db.execute(
+                """INSERT INTO runs VALUES (?, ?, ?, ?, 'running', ?, NULL)
+                   ON CONFLICT (id) DO UPDATE SET status = 'running', ended = NULL, config = excluded.config""",
+                (run, project, job, config, _now()),
+            )
+            (step,) = db.execute("SELECT coalesce(max(step) + 1, 0) FROM scalars WHERE run = ?", (run,)).fetchone()
+        return step
+
+    def add_run(self, run: Run) -> None:
+        """Records a run of somewhere else as it was there, unless it is known."""
+        row = (run.id, run.project, run.job, json.dumps(run.config), run.status, run.started, run.ended)
+        with self.database.writing() as db:
+            db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def end_run(self, run: str, status: str) -> None:
         with self.database.writing() as db:
@@ -75,7 +89,23 @@ class Index:
             row = db.execute("SELECT * FROM runs WHERE id = ?", (id,)).fetchone()
         if row is None:
             raise TrackerError(f"no run {id!r} in {self.database.path}")
-        return Run(**{**row, "config": json.loads(row["config"])})
+        return _run(row)
+
+    def runs(self) -> list[Run]:
+        """All runs, in the order they started."""
+        with self.database.reading() as db:
+            return [_run(row) for row in db.execute("SELECT * FROM runs ORDER BY started, rowid").fetchall()]
+
+    def rows(self, run: str) -> list[dict[str, float]]:
+        """What the run logged, row by row: the scalars of one call, and their step under `STEP`."""
+        rows: list[dict[str, float]] = []
+        with self.database.reading() as db:
+            query = "SELECT name, step, value FROM scalars WHERE run = ? ORDER BY id"
+            for name, step, value in db.execute(query, (run,)):
+                if not rows or rows[-1][STEP] != step or name in rows[-1]:
+                    rows.append({STEP: step})
+                rows[-1][name] = _nan(value)
+        return rows
 
     def history(self, run: str, name: str) -> list[tuple[int, float]]:
         """The curve of one scalar, as (step, value) in the order logged."""
@@ -124,15 +154,33 @@ class Index:
                 (number,) = db.execute(query, (project, name)).fetchone()
                 size, digest = sum(file.size for file in files), wandb_digest(files)
                 row = (project, name, number, kind, digest, sha256, size, metadata, _now(), run)
-                id = db.execute(f"INSERT INTO versions VALUES (NULL{', ?' * len(row)})", row).lastrowid
-                rows = [(id, file.path, file.size, file.md5, file.sha256) for file in files]
-                db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?)", rows)
-                ids = [self._find(db, source)["id"] for source in dict.fromkeys(sources)]
-                db.executemany("INSERT INTO sources VALUES (?, ?)", [(id, source) for source in ids])
+                id = self._insert(db, row, files, sources)
             for alias in {LATEST, *aliases}:
                 db.execute("INSERT OR REPLACE INTO aliases VALUES (?, ?, ?, ?)", (project, name, alias, id))
             db.execute("INSERT OR IGNORE INTO outputs VALUES (?, ?)", (run, id))
             return _ref(db.execute("SELECT * FROM versions WHERE id = ?", (id,)).fetchone())
+
+    def add_copy(self, version: Version, files: Sequence[StoredFile], sources: Sequence[ArtifactRef]) -> None:
+        """Records a version of somewhere else under its own number, with its aliases; nothing if it is known.
+
+        Raises InvalidValue where the number, or the content, is another version's here.
+        """
+        ref = version.ref
+        with self.database.writing() as db:
+            query = (
+                "SELECT version, sha256 FROM versions WHERE project = ? AND name = ? AND (version = ? OR sha256 = ?)"
+            )
+            found = db.execute(query, (ref.project, ref.name, ref.version, version.sha256)).fetchall()
+            if any(tuple(row) != (ref.version, version.sha256) for row in found):
+                raise InvalidValue(f"{ref} has other content here, or its content another number; use another --root")
+            if not found:
+                metadata, created = json.dumps(version.metadata), version.created
+                row = (*astuple(ref), version.kind, version.digest, version.sha256, version.size, metadata, created)
+                id = self._insert(db, (*row, version.run), files, sources)
+                db.execute("INSERT INTO outputs VALUES (?, ?)", (version.run, id))
+            id = self._find(db, ref)["id"]
+            for alias in version.aliases:
+                db.execute("INSERT OR REPLACE INTO aliases VALUES (?, ?, ?, ?)", (ref.project, ref.name, alias, id))
 
     def add_input(self, run: str, ref: ArtifactRef) -> None:
         with self.database.writing() as db:
@@ -159,7 +207,8 @@ class Index:
     def versions(self) -> list[Version]:
         """All versions, oldest first."""
         with self.database.reading() as db:
-            return [self._version(db, row) for row in db.execute("SELECT * FROM versions ORDER BY id").fetchall()]
+            rows = db.execute("SELECT * FROM versions ORDER BY created, id").fetchall()
+            return [self._version(db, row) for row in rows]
 
     def files(self, ref: ArtifactRef) -> list[StoredFile]:
         query = "SELECT path, size, md5, sha256 FROM files WHERE version = ? ORDER BY path"
@@ -201,6 +250,22 @@ class Index:
 
     # Inside a transaction
 
+    def _insert(
+        self,
+        db: sqlite3.Connection,
+        row: tuple[object, ...],
+        files: Sequence[StoredFile],
+        sources: Sequence[ArtifactRef],
+    ) -> int:
+        """Adds a version (its columns but the id) with its files and what it was made from; returns its id."""
+        id = db.execute(f"INSERT INTO versions VALUES (NULL{', ?' * len(row)})", row).lastrowid
+        assert id is not None, "an INSERT has a row id"
+        rows = [(id, file.path, file.size, file.md5, file.sha256) for file in files]
+        db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?)", rows)
+        ids = [self._find(db, source)["id"] for source in dict.fromkeys(sources)]
+        db.executemany("INSERT INTO sources VALUES (?, ?)", [(id, source) for source in ids])
+        return id
+
     def _find(self, db: sqlite3.Connection, ref: ArtifactRef) -> sqlite3.Row:
         query = "SELECT * FROM versions WHERE project = ? AND name = ? AND version = ?"
         row = db.execute(query, (ref.project, ref.name, ref.version)).fetchone()
@@ -230,6 +295,10 @@ class Index:
             run=row["run"],
             aliases=tuple(alias for (alias,) in aliases),
         )
+
+
+def _run(row: sqlite3.Row) -> Run:
+    return Run(**{**row, "config": json.loads(row["config"])})
 
 
 def _ref(row: sqlite3.Row) -> ArtifactRef:

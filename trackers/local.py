@@ -4,6 +4,7 @@ A publish stores the files first and adds its row last, so a process that dies o
 leaves no version behind. `index.sqlite` says what there is, `objects/` holds the bytes.
 """
 
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,13 +44,16 @@ class LocalStore:
 
 
 class LocalTracker:
-    """The `Tracker` contract in a folder on this machine."""
+    """The `Tracker` contract in a folder on this machine.
 
-    def __init__(self, root: Path, project: str, job: str, config: Mapping[str, JSON]):
+    `run_id` goes on with an earlier run; without it, that is what TRACKER_RUN_ID says, else the run is new.
+    """
+
+    def __init__(self, root: Path, project: str, job: str, config: Mapping[str, JSON], run_id: str | None = None):
         self.store = LocalStore(Path(root).absolute())
         self.project = check_name(project, "a project")
         self.job = job
-        self.run_id = secrets.token_hex(4)
+        self.run_id = check_name(run_id or os.environ.get("TRACKER_RUN_ID") or secrets.token_hex(4), "a run's id")
         self._config = to_json(without_secrets(config), "a run's config")
         self._steps = StepCounter()
         self._fetched: list[ArtifactRef] = []
@@ -57,7 +61,7 @@ class LocalTracker:
 
     def __enter__(self) -> Self:
         self.store.index.database.create()
-        self.store.index.start_run(self.run_id, self.project, self.job, self._config)
+        self._steps.next = self.store.index.start_run(self.run_id, self.project, self.job, self._config)
         self._active = True
         return self
 

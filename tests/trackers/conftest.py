@@ -10,6 +10,12 @@ import pytest
 from tests.trackers.harness import Backend, LocalBackend, WandbBackend, write_files
 from tests.wandb_server.server import WandbServer, running_server
 
+# The client's waits before it asks again; it takes whole seconds only.
+WAITS = [
+    f"WANDB__{what}_RETRY_WAIT_{end}_SECONDS"
+    for what in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
+    for end in ("MIN", "MAX")
+]
 PRIVATE = (
     "HOME", "WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR",
 )  # fmt: skip
@@ -25,6 +31,8 @@ def wandb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WandbServ
             patch.delenv(name)
         for name in PRIVATE:
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        for name in WAITS:
+            patch.setenv(name, "1")
         patch.setenv("WANDB_BASE_URL", server.url)
         patch.setenv("WANDB_API_KEY", "0" * 40)
         patch.setenv("WANDB_SILENT", "true")

@@ -1,6 +1,7 @@
 """The two backends behind one face, so that one suite can ask of both what was really stored."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,15 @@ import pandas as pd
 
 from tests.wandb_server.server import WandbServer
 from tests.wandb_server.state import Artifact
-from trackers import JSON, ArtifactRef, LocalStore, LocalTracker, Tracker, WandbTracker
+from trackers import JSON, ArtifactRef, Kind, LocalStore, LocalTracker, Tracker, WandbTracker
 
 
 class Backend(Protocol):
     """Makes trackers, and looks at what they stored without asking them."""
 
-    def tracker(self, project: str, job: str = "job", config: Mapping[str, JSON] | None = None) -> Tracker: ...
+    def tracker(
+        self, project: str, job: str = "job", config: Mapping[str, JSON] | None = None, run_id: str | None = None
+    ) -> Tracker: ...
 
     def curve(self, run: str, name: str) -> list[tuple[int, float]]: ...
 
@@ -47,8 +50,10 @@ class LocalBackend:
     def __init__(self, root: Path):
         self.root, self.store = root, LocalStore(root)
 
-    def tracker(self, project: str, job: str = "job", config: Mapping[str, JSON] | None = None) -> LocalTracker:
-        return LocalTracker(self.root, project, job, config or {})
+    def tracker(
+        self, project: str, job: str = "job", config: Mapping[str, JSON] | None = None, run_id: str | None = None
+    ) -> LocalTracker:
+        return LocalTracker(self.root, project, job, config or {}, run_id)
 
     def curve(self, run: str, name: str) -> list[tuple[int, float]]:
         return self.store.index.history(run, name)
@@ -96,8 +101,10 @@ class WandbBackend:
     def __init__(self, root: Path, server: WandbServer, caches: Path):
         self.root, self.server, self.caches = root, server, caches
 
-    def tracker(self, project: str, job: str = "job", config: Mapping[str, JSON] | None = None) -> WandbTracker:
-        return WandbTracker(self.root, project, job, config or {})
+    def tracker(
+        self, project: str, job: str = "job", config: Mapping[str, JSON] | None = None, run_id: str | None = None
+    ) -> WandbTracker:
+        return WandbTracker(self.root, project, job, config or {}, run_id=run_id)
 
     def curve(self, run: str, name: str) -> list[tuple[int, float]]:
         rows = self.server.state.runs[run].rows()
@@ -123,6 +130,19 @@ class WandbBackend:
         used = [self.server.state.artifacts[id] for id in self.server.state.runs[run].used]
         return [f"{each.project}/{each.collection}:v{each.version}" for each in used]
 
+    def outputs(self, run: str) -> list[str]:
+        """Without the artifacts that W&B makes of tables."""
+        logged = [self.server.state.artifacts[id] for id in dict.fromkeys(self.server.state.runs[run].logged)]
+        kept = [each for each in logged if each.version is not None and each.type in list(Kind)]
+        return [f"{each.project}/{each.collection}:v{each.version}" for each in kept]
+
+    def job(self, run: str) -> str | None:
+        return self.server.state.runs[run].job
+
+    def aliases(self, ref: ArtifactRef) -> list[str]:
+        collection = self.server.state.collections[ref.project, ref.name]
+        return sorted(alias for alias, version in collection.aliases.items() if version == ref.version)
+
     def metadata(self, ref: ArtifactRef) -> Mapping[str, object]:
         return json.loads(self._artifact(ref).metadata or "{}")
 
@@ -130,16 +150,24 @@ class WandbBackend:
         return self._artifact(ref).digest
 
     def versions(self, project: str) -> list[str]:
-        collections = [each for each in self.server.state.collections.values() if each.project == project]
+        collections = [
+            each
+            for each in self.server.state.collections.values()
+            if each.project == project and each.type in list(Kind)
+        ]
         return [f"{project}/{each.name}:v{number}" for each in collections for number in range(len(each.members))]
 
     def damage(self, ref: ArtifactRef, path: str) -> None:
-        """What the server sends from now on is wrong, and no cache here still has the right bytes."""
+        """What the server sends from now on is wrong, and nothing here still has the right bytes."""
         digest = self._artifact(ref).contents()[path]["digest"]
         body = self.server.state.bodies[digest]
         self.server.state.bodies[digest] = bytes([body[0] ^ 1]) + body[1:]
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing that was published or fetched is on disk any more."""
         shutil.rmtree(self.caches / "artifacts" / "obj", ignore_errors=True)
-        shutil.rmtree(self.root / "downloads", ignore_errors=True)
+        shutil.rmtree(self.root / "objects", ignore_errors=True)
 
     def everything_stored(self) -> bytes:
         state = self.server.state
@@ -152,6 +180,11 @@ class WandbBackend:
 
     def _artifact(self, ref: ArtifactRef) -> Artifact:
         return self.server.state.collections[ref.project, ref.name].members[ref.version]
+
+
+def own_client() -> dict[str, str]:
+    """The environment for a process that does not share this one's wandb client."""
+    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
 
 
 def flip_first_byte(path: Path) -> None:

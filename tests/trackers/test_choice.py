@@ -90,7 +90,7 @@ def test_without_a_network_wandb_says_to_use_the_local_tracker(
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
     with (
-        pytest.raises(TrackerUnavailable, match=r"does not answer.*tracker=local"),
+        pytest.raises(TrackerUnavailable, match=r"does not answer.*tracker=local.*python -m trackers push"),
         WandbTracker(tmp_path, "d", "j", {}),
     ):
         pass

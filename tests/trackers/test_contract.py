@@ -47,6 +47,20 @@ def test_an_exception_in_the_block_marks_the_run_failed(backend: Backend, projec
     assert backend.status(tracker.run_id) == "failed"
 
 
+def test_a_run_that_is_named_goes_on(backend: Backend, project: str, folder: Path, tmp_path: Path) -> None:
+    with backend.tracker(project, "train", {"lr": 0.1}) as first:
+        first.log({"loss": 3.0}, step=10)
+        ref = first.publish(folder, "pca", Kind.LEARNER, {})
+    with backend.tracker(project, "train", {"lr": 0.2}, run_id=first.run_id) as second:
+        second.log({"loss": 2.0})
+        second.fetch(str(ref), Kind.LEARNER)
+    run = second.run_id
+    assert run == first.run_id
+    assert backend.curve(run, "loss") == [(10, 3.0), (11, 2.0)]
+    assert backend.config(run) == {"lr": 0.2}
+    assert (backend.status(run), backend.inputs(run)) == ("finished", [str(ref)])
+
+
 def test_secrets_in_the_config_are_never_stored(backend: Backend, project: str) -> None:
     secret = "hunter2-4f1d"
     database = {"password": secret, "port": 5432}

@@ -1,13 +1,15 @@
 """What the W&B tracker does about habits of the client and of the service."""
 
+import hashlib
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.trackers.harness import WandbBackend, read_files, write_files
+from tests.trackers.harness import WandbBackend, flip_first_byte, read_files, write_files
 from tests.wandb_server.server import WandbServer
+from tests.wandb_server.state import md5_of
 from trackers import CorruptArtifact, Kind
 
 
@@ -32,8 +34,40 @@ def test_a_file_changed_after_its_download_is_fetched_again(wandb_backend: Wandb
     with wandb_backend.tracker("demo") as tracker:
         tracker.publish(folder, "changed", Kind.LEARNER, {})
         _, path = tracker.fetch("changed", Kind.LEARNER)
-        (path / "config.json").write_text('{"changed": 1}')
+        flip_first_byte(path / "config.json")
         assert read_files(tracker.fetch("changed", Kind.LEARNER)[1]) == read_files(folder)
+
+
+def test_what_is_on_disk_is_not_downloaded(wandb_backend: WandbBackend, tmp_path: Path) -> None:
+    bodies = wandb_backend.server.state.bodies
+    shared = bytes(range(256)) * 10
+    one = write_files(tmp_path / "one", {"shared.bin": shared, "own.txt": "one"})
+    two = write_files(tmp_path / "two", {"deep/shared.bin": shared, "own.txt": "two"})
+    with wandb_backend.tracker("reuse") as tracker:
+        for made in (one, two):
+            tracker.publish(made, "pca", Kind.LEARNER, {})
+        kept = dict(bodies)
+        bodies.clear()
+        assert read_files(tracker.fetch("pca:v0", Kind.LEARNER)[1]) == read_files(one)
+        bodies.update(kept)
+        wandb_backend.forget()
+        tracker.fetch("pca:v0", Kind.LEARNER)
+        wandb_backend.server.state.bodies.pop(md5_of(shared))
+        assert read_files(tracker.fetch("pca:v1", Kind.LEARNER)[1]) == read_files(two)
+    objects = [path for path in (wandb_backend.root / "objects").rglob("*") if path.is_file()]
+    assert sorted(path.parent.name + path.name for path in objects) == sorted(
+        hashlib.sha256(body).hexdigest() for body in (shared, b"one", b"two")
+    )
+
+
+def test_the_run_of_a_sweep_keeps_the_id_that_its_agent_gave(
+    wandb_backend: WandbBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "given123")
+    with wandb_backend.tracker("sweep") as tracker:
+        tracker.log({"x": 1.0})
+    assert tracker.run_id == "given123"
+    assert wandb_backend.curve("given123", "x") == [(0, 1.0)]
 
 
 def test_a_refused_commit_is_an_error_and_no_version(

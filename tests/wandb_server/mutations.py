@@ -1,17 +1,25 @@
-"""What the client may change: runs, artifact versions, and which run used what."""
+"""What the client may change: runs, artifact versions and aliases, which run used what."""
 
 import json
 from typing import Any
 
 from tests.wandb_server.gql import GraphQLError, Node, connection
-from tests.wandb_server.queries import ArtifactView, RunView, View
+from tests.wandb_server.queries import ArtifactView, ProjectView, RunView, View
+from tests.wandb_server.reports import ReportMutations
 from tests.wandb_server.state import Artifact, Collection, Run
+from tests.wandb_server.sweeps import SweepMutations
 
 Input = dict[str, Any]
 
 
-class Mutation(View):
+class Mutation(SweepMutations, ReportMutations, View):
     typename = "Mutation"
+
+    def upsertModel(self, input: Input) -> Node:
+        fresh = input["name"] not in self.store.projects
+        self.store.add_project(input["name"])
+        project = self.see(ProjectView, input["name"])
+        return Node(project=project, model=project, inserted=fresh)
 
     def upsertBucket(self, input: Input) -> Node:
         """Starts a run, or changes it."""
@@ -23,6 +31,8 @@ class Mutation(View):
             self.store.add_project(project)
             run = self.store.runs[name] = Run(project, name, id=name)
         run.job = input.get("jobType") or run.job
+        run.notes = input.get("notes") or run.notes
+        run.sweep = input.get("sweep") or run.sweep
         run.config = json.loads(input["config"]) if input.get("config") else run.config
         run.summary = json.loads(input["summaryMetrics"]) if input.get("summaryMetrics") else run.summary
         return Node(bucket=self.see(RunView, run), inserted=fresh)
@@ -43,7 +53,8 @@ class Mutation(View):
             collection.aliases.update(dict.fromkeys(aliases, found.version))
         else:
             id = self.store.next_id("artifact")
-            found = Artifact(id, project, name, type, input["digest"], input.get("metadata"), aliases)
+            metadata, run = input.get("metadata"), input["runName"]
+            found = Artifact(id, project, name, type, input["digest"], metadata, aliases, run)
             self.store.artifacts[id] = found
         self.store.runs[input["runName"]].logged.append(found.id)
         return Node(artifact=self.see(ArtifactView, found))
@@ -86,7 +97,26 @@ class Mutation(View):
 
     def useArtifact(self, input: Input) -> Node:
         artifact = self._artifact(input["artifactID"])
-        self.store.runs[input["runName"]].used.append(artifact.id)
+        used = self.store.runs[input["runName"]].used
+        if artifact.id not in used:
+            used.append(artifact.id)
+        return Node(artifact=self.see(ArtifactView, artifact))
+
+    def addAliases(self, input: Input) -> Node:
+        artifact = self._artifact(input["artifactID"])
+        for each in input["aliases"]:
+            collection = self.store.collections[each["projectName"], each["artifactCollectionName"]]
+            collection.aliases[each["alias"]] = collection.members.index(artifact)
+        return Node(success=True)
+
+    def deleteAliases(self, input: Input) -> Node:
+        for each in input["aliases"]:
+            self.store.collections[each["projectName"], each["artifactCollectionName"]].aliases.pop(each["alias"], None)
+        return Node(success=True)
+
+    def updateArtifact(self, input: Input) -> Node:
+        artifact = self._artifact(input["artifactID"])
+        artifact.metadata = input.get("metadata") or artifact.metadata
         return Node(artifact=self.see(ArtifactView, artifact))
 
     def _artifact(self, id: str) -> Artifact:

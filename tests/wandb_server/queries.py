@@ -1,11 +1,14 @@
 """What the client may ask for. A class is a GraphQL type; attributes and methods carry the wire's names."""
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
+from tests.wandb_server.filters import matches
 from tests.wandb_server.gql import Node, connection
-from tests.wandb_server.state import CREATED, ENTITY, Artifact, Collection, State
+from tests.wandb_server.state import CREATED, ENTITY, Artifact, Collection, Run, State, md5_of
+from tests.wandb_server.sweeps import SweepFields
 
 Page = Any  # paging arguments are taken and ignored: there is one page
 
@@ -39,12 +42,15 @@ class EntityView(View):
     typename = "Entity"
     id, name, isTeam, organization = f"entity:{ENTITY}", ENTITY, False, None
 
+    def project(self, name: str) -> Any:
+        return self.see(ProjectView, name if name in self.store.projects else None)
 
-class ProjectView(View):
+
+class ProjectView(SweepFields, View):
     """`row` is the project's name."""
 
     typename = "Project"
-    entityName = ENTITY
+    entityName, readOnly, isBenchmark = ENTITY, False, False
     id = property(lambda self: f"project:{self.row}")
     name = property(lambda self: self.row)
     internalId = property(lambda self: str(self.store.projects[self.row]))
@@ -66,8 +72,30 @@ class ProjectView(View):
         return connection(self.artifactType(each) for each in sorted({each.type for each in self._collections()}))
 
     def artifactType(self, name: str) -> Node:
-        mine = [self.see(CollectionView, each) for each in self._collections() if each.type == name]
-        return type_node(name, artifactCollections=lambda **page: connection(mine))
+        mine = {each.name: self.see(CollectionView, each) for each in self._collections() if each.type == name}
+        return type_node(
+            name,
+            artifactCollections=lambda **page: connection(mine.values()),
+            artifactCollection=lambda name: mine.get(name),
+        )
+
+    def run(self, name: str) -> Any:
+        found = self.store.runs.get(name)
+        return self.see(RunView, found if found is not None and found.project == self.row else None)
+
+    def bucket(self, name: str, missingOk: bool | None = None) -> Any:
+        return self.run(name)
+
+    def runs(self, filters: str | None = None, order: str | None = None, after: Page = None, first: Page = None) -> Any:
+        chosen = self._runs(filters)
+        return connection(self.see(RunView, each) for each in (chosen[::-1] if (order or "")[:1] == "-" else chosen))
+
+    def runCount(self, filters: str | None = None) -> int:
+        return len(self._runs(filters))
+
+    def _runs(self, filters: str | None) -> list[Run]:
+        mine = [each for each in self.store.runs.values() if each.project == self.row]
+        return [each for each in mine if matches(each, json.loads(filters or "{}"))]
 
     def _collections(self) -> list[Collection]:
         return [each for (project, _), each in self.store.collections.items() if project == self.row]
@@ -75,13 +103,66 @@ class ProjectView(View):
 
 class RunView(View):
     typename = "Run"
-    description, sweepName, readOnly = "", None, False
+    row: Run
+    description, readOnly, stopped, commit, host, group = "", False, False, None, None, None
+    tags: tuple[str, ...] = ()
     displayName = property(lambda self: self.row.name)
+    sweepName = property(lambda self: self.row.sweep)
+    jobType = property(lambda self: self.row.job)
     config = property(lambda self: json.dumps(self.row.config))
     summaryMetrics = property(lambda self: json.dumps(self.row.summary))
+    systemMetrics = "{}"
     historyLineCount = property(lambda self: len(self.row.history))
+    historyTail = property(lambda self: json.dumps(self.row.history[-1:]))
+    eventsTail, eventsLineCount, logLineCount = "[]", 0, 0
+    fileCount = property(lambda self: len(self.row.files))
+    heartbeatAt = CREATED
     project = property(lambda self: self.see(ProjectView, self.row.project))
     projectId = property(lambda self: self.project.internalId)
+    user = property(lambda self: self.see(UserView, ENTITY))
+
+    def wandbConfig(self, keys: list[str] | None = None) -> str:
+        return json.dumps(self.row.config.get("_wandb", {}).get("value", {}))
+
+    @property
+    def historyKeys(self) -> dict[str, Any]:
+        rows = self.row.rows()
+        counts = {name: sum(name in row for row in rows) for row in rows for name in row}
+        keys = {name: {"typeCounts": [{"type": "number", "count": count}]} for name, count in counts.items()}
+        return {"sets": [], "keys": keys, "lastStep": rows[-1]["_step"] if rows else -1}
+
+    def parquetHistory(self, liveKeys: Page = None) -> Node:
+        rows = [{name: _json(value) for name, value in row.items()} for row in self.row.rows()]
+        return Node(parquetUrls=[], liveData=rows)
+
+    def files(self, names: list[str] | None = None, **page: Page) -> Node:
+        chosen = [(name, body) for name, body in self.row.files.items() if not names or name in names]
+        return connection(self._file(name, body) for name, body in chosen)
+
+    def inputArtifacts(self, **page: Page) -> Node:
+        return self._artifacts(self.row.used)
+
+    def outputArtifacts(self, **page: Page) -> Node:
+        return self._artifacts(self.row.logged)
+
+    def _artifacts(self, ids: list[str]) -> Node:
+        found = [self.store.artifacts[id] for id in dict.fromkeys(ids)]
+        return connection(self.see(ArtifactView, each) for each in found if each.version is not None)
+
+    def _file(self, name: str, body: bytes) -> Node:
+        url = f"{self.base_url}/file/{self.row.name}/{name}"
+        return Node(
+            "File",
+            id=f"file:{self.row.name}/{name}",
+            name=name,
+            displayName=name,
+            url=url,
+            directUrl=url,
+            sizeBytes=len(body),
+            md5=md5_of(body),
+            mimetype="application/octet-stream",
+            updatedAt=CREATED,
+        )
 
 
 class CollectionView(View):
@@ -95,6 +176,13 @@ class CollectionView(View):
 
     def aliases(self, after: Page = None, first: Page = None) -> Node:
         return connection(alias_nodes(self, self.row.aliases))
+
+    def artifacts(self, **page: Page) -> Node:
+        """Newest first, each edge with its version."""
+        found = connection(self.see(ArtifactView, each) for each in self.row.members[::-1])
+        for edge in found.edges:  # type: ignore[attr-defined]
+            edge.version = f"v{edge.node.row.version}"
+        return found
 
     def artifactMembership(self, aliasName: str) -> Any:
         return self.see(MembershipView, self.row.resolve(aliasName))
@@ -110,6 +198,15 @@ class ArtifactView(View):
     size = property(lambda self: sum(entry["size"] for entry in self.row.contents().values()))
     fileCount = property(lambda self: len(self.row.contents()))
     artifactType = property(lambda self: type_node(self.row.type))
+    createdBy = property(lambda self: self.see(RunView, self.store.runs.get(self.row.run)))
+
+    @property
+    def usedBy(self) -> Node:
+        return connection(self.see(RunView, each) for each in self.store.runs.values() if self.row.id in each.used)
+
+    @property
+    def artifactMemberships(self) -> Node:
+        return connection([self.see(MembershipView, self.row)])
 
     @property
     def artifactSequence(self) -> CollectionView:
@@ -152,14 +249,26 @@ class Query(View):
     def project(self, name: str, entityName: str | None = None) -> Any:
         return self.see(ProjectView, name if name in self.store.projects else None)
 
-    def entity(self, name: str) -> EntityView:
-        return self.see(EntityView, name)
+    model = project
+
+    def models(self, entityName: str | None = None, **page: Page) -> Node:
+        return connection(self.see(ProjectView, each) for each in self.store.projects)
+
+    def entity(self, name: str | None = None) -> EntityView:
+        return self.see(EntityView, ENTITY)
 
     def artifact(self, id: str) -> Any:
         return self.see(ArtifactView, self.store.artifacts.get(id))
 
     def artifactCollection(self, id: str) -> Any:
         return self.see(CollectionView, next((c for c in self.store.collections.values() if c.id == id), None))
+
+
+def _json(value: object) -> object:
+    """JSON has no number for NaN and the infinities; W&B writes them as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def type_node(name: str, **fields: object) -> Node:

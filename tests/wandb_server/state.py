@@ -1,4 +1,4 @@
-"""What the server knows: runs, artifact collections, and file bodies, all in memory."""
+"""What the server knows: runs, artifact collections, sweeps, reports and file bodies, all in memory."""
 
 import hashlib
 import json
@@ -6,6 +6,9 @@ import secrets
 from base64 import b64encode
 from dataclasses import dataclass, field
 from typing import Any
+
+from tests.wandb_server.reports import SavedReport
+from tests.wandb_server.sweeps import Sweep
 
 ENTITY = "local"
 CREATED = "2024-01-01T00:00:00Z"  # nothing here depends on when
@@ -36,6 +39,8 @@ class Run:
     files: dict[str, bytes] = field(default_factory=dict)
     used: list[str] = field(default_factory=list)  # artifact ids
     logged: list[str] = field(default_factory=list)
+    notes: str | None = None
+    sweep: str | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.history]
@@ -50,6 +55,7 @@ class Artifact:
     digest: str
     metadata: str | None
     aliases: list[str]  # to be set when it is committed
+    run: str | None = None  # that logged it first
     version: int | None = None  # given then, too
     state: str = "PENDING"
     manifest_id: str = ""
@@ -84,6 +90,8 @@ class State:
         self.runs: dict[str, Run] = {}
         self.artifacts: dict[str, Artifact] = {}
         self.collections: dict[tuple[str, str], Collection] = {}
+        self.sweeps: dict[str, Sweep] = {}
+        self.reports: dict[str, SavedReport] = {}
         self.bodies: dict[str, bytes] = {}
         self.uploads: dict[str, tuple[str, str, str]] = {}  # token to what it means: form, owner, name
         self._counter = 0
@@ -113,7 +121,9 @@ class State:
             raise ValueError(f"announced as {name}, but its MD5 is {md5_of(body)}")
 
     def commit(self, artifact: Artifact) -> None:
-        """Checks the manifest against the digest and the files that came, and numbers the version."""
+        """Checks the manifest against the digest and the files that came, and numbers the version, once."""
+        if artifact.version is not None:
+            return
         contents = artifact.contents()
         if (computed := manifest_digest(contents)) != artifact.digest:
             raise ValueError(f"the manifest's digest is {computed}, the artifact was created with {artifact.digest}")
