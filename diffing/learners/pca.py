@@ -23,6 +23,7 @@ from diffing.activations.store import ActivationCache
 from diffing.axes import Side, Stream
 from diffing.errors import EmptyCorpus, InvalidSetting, NonFiniteActivations, ZeroVariance
 from diffing.learners.base import Learner, Recipe
+from diffing.learners.pace import Pace
 
 PIECE_ROWS = 2048
 """Rows multiplied at a time: few enough for a processor's cache and for float32 sums."""
@@ -79,6 +80,7 @@ class PCAFit(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.recipe = recipe
+        self._pace = Pace()
         self.register_buffer("shift", shift.float())
         self.register_buffer("sums", torch.zeros(recipe.d_model, dtype=torch.float64))
         self.register_buffer("products", torch.zeros(recipe.d_model, recipe.d_model, dtype=torch.float64))
@@ -147,14 +149,20 @@ class PCAFit(LightningModule):
         pca.n_rows.copy_(self.n_rows)
         return pca
 
+    def on_train_start(self) -> None:
+        self._pace.start(self.trainer)
+
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         self.update(self.recipe.rows(batch.base, batch.finetuned))
 
     def on_train_end(self) -> None:
-        """Gives every rank the sums of all ranks."""
+        """Gives every rank the sums of all ranks, and logs how fast it went."""
         if distributed.is_available() and distributed.is_initialized():
             for total in (self.n_rows, self.sums, self.products):
                 distributed.all_reduce(total)
+        pace = self._pace.lap(self.trainer, int(self.n_rows))
+        for logger in self.loggers:
+            logger.log_metrics({f"train/{name}": value for name, value in pace.items()}, self.trainer.global_step)
 
     def configure_optimizers(self) -> None:
         """None: nothing is learned by gradient."""

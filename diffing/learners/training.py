@@ -8,7 +8,6 @@ steps that one device would take with the rows of all.
 
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +31,7 @@ from diffing.learners.codes import Codes, above, top_k
 from diffing.learners.dead import DeadLatents, revival_loss
 from diffing.learners.dictionary import Dictionary, Sparsity
 from diffing.learners.fitting import fit
+from diffing.learners.pace import Pace
 from diffing.learners.ranks import SharedBatchTopK, over_ranks
 from diffing.learners.schedules import Training
 from diffing.learners.sparse import autoencode, sparse_pays
@@ -77,9 +77,8 @@ class DictionaryFit(LightningModule):
         stream = learner.recipe.stream
         streams = list(Side) if stream is None else [stream]
         self._tally, self._evaluation = TrainingTally(streams), Evaluation(streams)
-        self._since = time.perf_counter()
-        """When the first batch of the tally was begun, less the time that no process trained."""
-        self._seconds = 0.0
+        self._pace = Pace()
+        """Since the first batch of the tally was begun, less the time that no process trained."""
         self._history: dict[str, list[float | int]] = {}
 
     @classmethod
@@ -158,12 +157,12 @@ class DictionaryFit(LightningModule):
         optimizer.zero_grad()
         self.manual_backward(losses.total())
         self.learner.confine_gradients()
-        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip)
         self._average_threshold(codes)  # of the weights that chose the codes
         optimizer.step()
         self.learner.confine_weights()
         self.dead.count(codes)
-        self._tally.add({"loss": losses.total(), **losses._asdict()}, codes, rows, error)
+        self._tally.add({"loss": losses.total(), **losses._asdict(), "gradient_norm": norm}, codes, rows, error)
         self.steps_done += 1
         if self.steps_done % LOG_EVERY == 0 or self.steps_done == self.steps:
             self._log()
@@ -186,14 +185,14 @@ class DictionaryFit(LightningModule):
         return Adam8bit(parameters, self.settings.lr, eps=ADAM_EPSILON)
 
     def on_train_start(self) -> None:
-        self._since = time.perf_counter() - self._seconds
+        self._pace.start(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         checkpoint["fit"] = {
             "recipe": self.learner.recipe.digest,
             "steps_done": self.steps_done,
             "tally": self._tally.state(),
-            "seconds": time.perf_counter() - self._since,
+            "pace": self._pace.state(self.trainer),
             "history": self._history,
         }
 
@@ -207,7 +206,7 @@ class DictionaryFit(LightningModule):
             )
         self.steps_done, self._history = stored["steps_done"], stored["history"]
         self._tally.restore(stored["tally"])
-        self._seconds = stored["seconds"]
+        self._pace.restore(stored["pace"])
         log.info("resuming layer %d at step %d of %d", self.learner.recipe.layer, self.steps_done, self.steps)
 
     def _selection(self, weight: Tensor | None) -> Callable[[Tensor], Codes]:
@@ -261,16 +260,14 @@ class DictionaryFit(LightningModule):
                 f"the loss of step {self.steps_done} or of one of the {LOG_EVERY} before it is {means['loss']}: the "
                 f"activations of layer {self.learner.recipe.layer} may hold NaN or infinity, or lr is far too large"
             )
-        now = time.perf_counter()
         means |= {
-            "rows_per_second": means.pop("rows") / (now - self._since),
+            **self._pace.lap(self.trainer, int(means.pop("rows"))),
             "dead": float(self.dead.dead.float().mean()),
             "threshold": float(self.learner.threshold),
             "lr": self.settings.lr * self.settings.lr_factor(self.steps_done - 1, self.steps),
         }
         if self.learner.sparsity.activation != "relu":
             means["k"] = self.settings.k_at(self.steps_done - 1, cast(int, self.learner.sparsity.k))
-        self._since = now
         for name, value in {"step": self.steps_done, **means}.items():
             self._history.setdefault(name, []).append(value)
         self._send({f"train/{name}": value for name, value in means.items()})

@@ -52,7 +52,8 @@ def state(fitting: DictionaryFit) -> dict[str, Tensor]:
 
 def curves(fitting: DictionaryFit) -> dict[str, Sequence[float]]:
     """What was logged, less what no two runs have in common."""
-    return {name: values for name, values in fitting.dictionary().history.items() if name != "rows_per_second"}
+    clocked = ("rows_per_second", "stall_share")
+    return {name: values for name, values in fitting.dictionary().history.items() if name not in clocked}
 
 
 def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -149,6 +150,8 @@ def test_what_is_logged_is_what_happened(tmp_path: Path, cache: ActivationCache)
         explained = (line["train/fve_base"] + line["train/fve_finetuned"]) / 2
         assert explained == pytest.approx(1 - line["train/reconstruction"], abs=0.02), "of a mean square of about 1"
         assert line["train/rows_per_second"] > 0
+        assert 0 <= line["train/stall_share"] < 1
+        assert line["train/gradient_norm"] > 0
     for name, values in crosscoder.history.items():
         logged = [line["step" if name == "step" else f"train/{name}"] for line in (first, last)]
         assert list(values) == pytest.approx(logged), name
