@@ -79,7 +79,7 @@ def publish(result: Evaluation, name: str, agent: Agent, source: ArtifactRef, tr
         "outcomes": result.grades["outcome"].value_counts().to_dict(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        result.grades.to_parquet(Path(folder) / "grades.parquet")
+        result.grades.assign(report=str(source)).to_parquet(Path(folder) / "grades.parquet")
         shutil.copyfile(result.log, Path(folder) / result.log.name)
         return tracker.publish(Path(folder), name, Kind.EVALUATION, metadata, uses=[source])
 

@@ -76,12 +76,18 @@ def _findings(report: Report) -> Markup:
     items = joined(
         Markup("<li><p>{} {}</p>{}</li>").format(
             finding.claim,
-            KNOWN if finding.table is not None and report.tables[finding.table].ground_truth else "",
+            known_mark(finding, report),
             _evidence(finding),
         )
         for finding in report.findings
     )
     return Markup('<ul class="findings">{}</ul>').format(items)
+
+
+def known_mark(finding: Finding, report: Report) -> Markup:
+    """Says of a finding that it was made with the training data, if it was."""
+    made = finding.table is not None and report.tables[finding.table].ground_truth
+    return KNOWN if made else Markup("")
 
 
 def _evidence(finding: Finding) -> Markup:
