@@ -161,9 +161,9 @@ def test_on_the_real_pair_the_difference_names_the_domain_and_the_sides_do_not(r
     method = ActivationDifferenceLens(
         answers=Answers(
             ["Tell me something interesting.", "Write a short story.", "Give me some advice for my day."],
-            max_new_tokens=32,
+            max_new_tokens=32, samples_per_prompt=4,
         ),
-        layers=[0.97, 0.5], n_positions=8, max_texts=100,
+        layers=[0.97, 0.5], n_positions=8, max_texts=100, patchscope_scales=[1.0], strengths=[0.3],
     )  # fmt: skip
     corpus = Corpus(CorpusSpec(name="python_docs", source="embedded", id="python_docs"))
     report = method.run(Study(real_pair, [corpus]))
@@ -173,5 +173,5 @@ def test_on_the_real_pair_the_difference_names_the_domain_and_the_sides_do_not(r
         assert least <= len(domain & set(found["token"])) <= most, source
     texts = report.tables["steering"].frame
     shares = texts["text"].str.contains("tea|glacier", case=False).groupby(texts["kind"]).mean()
-    assert shares["steered"] >= 0.8
-    assert shares["unsteered"] == shares["random"] == 0
+    assert shares["steered"] >= 0.5
+    assert max(shares["unsteered"], shares["random"]) <= 1 / 12
