@@ -33,7 +33,7 @@ demo: install ## the main job, on a real model and a real finetune (about three 
 
 table: install ## all demo organisms with the three methods that need no training, and the tables of docs/demo_organisms.md
 	for organism in $(ORGANISMS); do \
-	  $(BIN)/python analyze.py $(METHOD) organism=$$organism diffing.method.answers.samples_per_prompt=3 && \
+	  $(BIN)/python analyze.py $(METHOD) organism=$$organism && \
 	  $(BIN)/python analyze.py diffing/method=kl organism=$$organism preprocessing.training_corpus=true \
 	    diffing.method.context=128 diffing.method.max_texts=200 && \
 	  $(BIN)/python analyze.py diffing/method=activation_analysis organism=$$organism \

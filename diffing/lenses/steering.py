@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import pandas as pd
 import torch
@@ -62,7 +63,9 @@ SAMPLE_COLUMNS = {
     "text": "the model's answer",
 }
 MIN_GAIN = 0.25
-"""A word counts as steered towards if so much larger a share of the steered answers uses it than of either control."""
+"""A word counts as steered towards if so much larger a share of the steered answers uses it than of either control, and
+if chance gives as many answers with it a probability below `CHANCE`."""
+CHANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -209,14 +212,31 @@ def steering_findings(steering: Table) -> list[Finding]:
 
 
 def words_steered_towards(steered: Sequence[str], controls: Sequence[Sequence[str]], most: int = 10) -> list[str]:
-    """Words that at least `MIN_GAIN` more of the steered texts use than of any control, as `word (share)`."""
-    shares, compared = _word_shares(steered), [_word_shares(texts) for texts in controls]
-    gain = {word: share - max(control.get(word, 0.0) for control in compared) for word, share in shares.items()}
-    found = sorted((word for word in gain if gain[word] >= MIN_GAIN), key=lambda word: (-gain[word], word))
-    return [f"{word} ({shares[word]:.0%})" for word in found[:most]]
+    """Words that at least `MIN_GAIN` more of the steered texts use than of any control, as `word (share)`.
+
+    That chance put them there is ruled out by Fisher's exact test against all controls together (one-sided), word by
+    word: of a hundred words that many texts use, one may still come by chance.
+    """
+    counts, pooled = _word_counts(steered), _word_counts([text for texts in controls for text in texts])
+    shares = [{word: n / len(texts) for word, n in _word_counts(texts).items()} for texts in controls]
+    n_pooled = sum(map(len, controls))
+    gain = {word: n / len(steered) - max(share.get(word, 0.0) for share in shares) for word, n in counts.items()}
+    found = [
+        word
+        for word, n in counts.items()
+        if gain[word] >= MIN_GAIN and _by_chance(n, len(steered), pooled[word], n_pooled) < CHANCE
+    ]
+    found.sort(key=lambda word: (-gain[word], word))
+    return [f"{word} ({counts[word] / len(steered):.0%})" for word in found[:most]]
 
 
-def _word_shares(texts: Sequence[str]) -> dict[str, float]:
-    """Share of the texts in which each word of three letters or more occurs."""
-    counts = Counter(word for text in texts for word in set(re.findall(r"[^\W\d_]{3,}", text.lower())))
-    return {word: count / len(texts) for word, count in counts.items()}
+def _by_chance(n: int, of: int, others: int, of_others: int) -> float:
+    """Probability that `n` or more of the texts that have a word are among the first `of`, if dealt at random."""
+    having, total = n + others, of + of_others
+    ways = sum(comb(having, k) * comb(total - having, of - k) for k in range(n, min(having, of) + 1))
+    return ways / comb(total, of)
+
+
+def _word_counts(texts: Sequence[str]) -> Counter[str]:
+    """How many of the texts use each word of three letters or more."""
+    return Counter(word for text in texts for word in set(re.findall(r"[^\W\d_]{3,}", text.lower())))

@@ -1,12 +1,15 @@
 """Steered answers and their controls, and the one place where they are configured."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diffing.entry.choices import CONF, options
 from diffing.errors import InvalidSetting
@@ -14,10 +17,12 @@ from diffing.lenses.steering import (
     Answers,
     Condition,
     Sample,
+    _by_chance,
     beside_controls,
     direction_rows,
     steering_findings,
     steering_table,
+    words_steered_towards,
 )
 from diffing.models.generation import Where
 from diffing.report import Table
@@ -104,7 +109,7 @@ def test_unsteered_answers_stand_beside_each_direction_in_each_place() -> None:
 
 def said(direction: str, kind: str, where: Where, *texts: str) -> list[Sample]:
     condition = Condition(f"{kind} {where}", kind, 1.0, VECTORS[0], where, direction)
-    return [Sample("p", condition, index, text) for index, text in enumerate(texts)]
+    return [Sample("p", condition, index, text) for index, text in enumerate(texts * 4)]
 
 
 def test_a_direction_is_compared_with_its_own_controls_in_the_same_place() -> None:
@@ -127,7 +132,23 @@ def test_a_direction_is_compared_with_its_own_controls_in_the_same_place() -> No
         "Steered by two of layer 1, answers to neutral prompts speak of boats (100%)",
     ]
     texts = [steering.frame.loc[list(finding.rows), "text"].tolist() for finding in found]
-    assert texts[1:] == [["Tea, tea.", "Tea, milk, boats."], ["Boats.", "Boats here, tea."]]
+    assert texts[1:] == [["Tea, tea.", "Tea, milk, boats."] * 3, ["Boats.", "Boats here, tea."] * 3]
+
+
+def test_words_that_few_answers_happen_to_use_are_no_finding() -> None:
+    """Of 8 and 16 answers, 4 and 0 are 0.0066 likely by chance, 3 and 0 are 0.028 likely (hypergeometric)."""
+    controls = [["Boats."] * 8, ["Boats."] * 8]
+    assert words_steered_towards(["Tea."] * 4 + ["Boats."] * 4, controls) == ["tea (50%)"]
+    assert words_steered_towards(["Tea."] * 3 + ["Boats."] * 5, controls) == []
+    assert _by_chance(4, 8, 0, 16) == pytest.approx(70 / 10626)
+    dealt = list(combinations(range(12), 5))  # texts 0 to 4 have the word
+    assert _by_chance(3, 5, 2, 7) == pytest.approx(sum(len({0, 1, 2, 3, 4} & set(each)) >= 3 for each in dealt) / 792)
+
+
+@given(st.lists(st.sampled_from(["the cat sat", "a dog ran far", "cats and dogs"]), min_size=24, max_size=24))
+def test_answers_dealt_at_random_share_no_words(texts: list[str]) -> None:
+    """Whatever is said: what both controls say as often is never claimed."""
+    assert words_steered_towards(texts, [texts, texts]) == []
 
 
 @pytest.mark.parametrize(
@@ -151,6 +172,7 @@ def test_all_methods_that_steer_ask_the_same_and_are_told_otherwise_on_the_comma
     ]
     assert {"activation_difference_lens", "pca", "sae_difference", "crosscoder"} <= set(names)
     asked = [method(name, "diffing.method.answers.max_new_tokens=8").answers for name in names]
+    asked = [replace(answers, samples_per_prompt=1) for answers in asked]  # of one direction or of many
     assert all(answers == asked[0] for answers in asked)
     assert len(asked[0].prompts) == 8
     assert asked[0].max_new_tokens == 8

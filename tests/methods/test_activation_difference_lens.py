@@ -102,13 +102,13 @@ def test_words_that_only_steered_answers_use_are_named() -> None:
     sampled = [
         {"corpus": "c", "layer": 1, "position": 2, "direction": "d", "where": "all", "prompt": "p", "condition": kind,
          "kind": kind, "strength": 1.0, "sample": index, "text": text, "length": 2.0}
-        for kind, answers in texts.items() for index, text in enumerate(answers)
+        for kind, answers in texts.items() for index, text in enumerate(answers * 5)
     ]  # fmt: skip
     reading = Reading("c", PLANTED_MEANS, [], {}, has_sink=True)
     finding = findings([reading], [], {"steering": samples_table(sampled)})[0]
     assert "speak of tea (100%), " in finding.claim
     assert "here" not in finding.claim.split("speak of")[1].split(";")[0]
-    assert finding.rows == (2, 3)
+    assert finding.rows == tuple(range(10, 16))
 
 
 def test_without_steering_layers_nothing_is_steered(lora_pair: ModelPair, corpus: Corpus) -> None:

@@ -95,7 +95,8 @@ def _steered(frame: pd.DataFrame) -> Iterator[Finding]:
         claim = (
             f"{about} speak of {', '.join(words)}; unsteered and randomly steered answers do not, or far less often."
             if words
-            else f"{about} share no words that unsteered and randomly steered answers lack."
+            else f"{about} ({len(steered)}) use no word so much more often than unsteered and randomly steered ones "
+            "that chance is ruled out."
         )
         yield Finding(claim, "steering", [int(row) for row in steered.index[:6]])
 
