@@ -106,7 +106,7 @@ def chosen(index: Index, project: str | None, since: str | None) -> tuple[list[R
 
 
 def _precedes(earlier: ArtifactRef, ref: ArtifactRef) -> bool:
-    return (earlier.project, earlier.name) == (ref.project, ref.name) and earlier.version == ref.version
+    return (earlier.project, earlier.name) == (ref.project, ref.name) and earlier.version <= ref.version
 
 
 class _Push:

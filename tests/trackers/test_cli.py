@@ -142,9 +142,19 @@ def test_damage_is_a_message_and_code_2(filled: LocalBackend) -> None:
     assert "'report.json' should have digest" in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [("push",), ("pull", "demo/pca")])
+def test_without_a_key_push_and_pull_say_so_and_do_nothing(
+    filled: LocalBackend, no_wandb: Path, arguments: tuple[str, ...]
+) -> None:
+    done = trackers(*arguments, "--root", filled.root)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(r"no API key.*nothing was (sent|copied)", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
 def test_help_names_every_command() -> None:
     done = trackers("--help")
     assert done.returncode == 0
-    for command in ("ls", "show", "get", "lineage"):
+    for command in ("ls", "show", "get", "lineage", "push", "pull"):
         assert command in done.stdout
         assert "REF" in trackers("show", "--help").stdout

@@ -32,7 +32,8 @@ def filled(wandb_server: WandbServer, tmp_path_factory: pytest.TempPathFactory) 
         analyze.fetch("pca:best", Kind.LEARNER)
         report = analyze.publish(made("report"), "report", Kind.REPORT, {"finding": "ü"}, aliases=["paper"])
         analyze.fetch(str(report), Kind.REPORT)
-        analyze.publish(made("unneeded"), "other", Kind.REPORT, {})
+        other = analyze.publish(made("unneeded"), "other", Kind.REPORT, {})
+        analyze.fetch(str(other), Kind.REPORT)
     return backend
 
 

@@ -253,6 +253,17 @@ def test_one_project_or_a_later_run_goes_with_all_it_was_made_from(here: LocalBa
         send(here, since="yesterday")
 
 
+def test_earlier_versions_of_a_name_go_with_a_later_one(small: LocalBackend, folder: Path) -> None:
+    with small.tracker("demo", "train later") as later:
+        later.publish(folder, "pca", Kind.LEARNER, {})
+    index = small.store.index
+    with index.database.writing() as db:
+        db.execute("UPDATE runs SET started = '2020-01-01T00:00:00Z' WHERE id != ?", (later.run_id,))
+    runs, versions = push_module.chosen(index, None, "2020-01-02")
+    assert [run.job for run in runs] == ["train", "train later"]
+    assert [str(version.ref) for version in versions] == ["demo/pca:v0", "demo/pca:v1"]
+
+
 def test_versions_of_others_are_left_alone(small: LocalBackend, there: WandbBackend, folder: Path) -> None:
     with WandbTracker(there.root, "demo", "colleague", {}) as tracker:
         tracker.publish(folder, "pca", Kind.LEARNER, {}, aliases=["best"])

@@ -94,13 +94,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _get(self, body: bytes) -> Answer:
         state = self.wandb.state
         form, _, name = unquote(self.path).lstrip("/").partition("/")
-        if form == "manifest":
-            return 200, state.artifacts[name].manifest
-        if form == "body":
-            return 200, state.bodies[name.replace("_", "/")]
-        if form == "file":
-            run, path = name.split("/", 1)
-            return 200, state.runs[run].files[path]
+        try:
+            if form == "manifest":
+                return 200, state.artifacts[name].manifest
+            if form == "body":
+                return 200, state.bodies[name.replace("_", "/")]
+            if form == "file":
+                run, path = name.split("/", 1)
+                return 200, state.runs[run].files[path]
+        except KeyError:
+            pass  # not here either
         return 404, b""
 
     def _put(self, body: bytes) -> Answer:
