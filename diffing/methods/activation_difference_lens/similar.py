@@ -13,7 +13,7 @@ from diffing.text.corpus import Corpus, Document
 class SimilaritySettings:
     """What answers are compared with."""
 
-    max_texts: int = 200
+    max_texts: int = 100
     """Training texts, and other texts, that are compared; 0 leaves similarity out."""
     embedder: str | None = None
     """A sentence-transformers model (hub id, folder or package://module/path); None takes the pair's base model."""
