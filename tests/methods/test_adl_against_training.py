@@ -7,6 +7,8 @@ import pytest
 
 from diffing.evidence import Evidence
 from diffing.methods.activation_difference_lens.carried import CausalSettings
+from diffing.methods.activation_difference_lens.findings import findings
+from diffing.methods.activation_difference_lens.reading import Reading
 from diffing.methods.activation_difference_lens.relevant import RelevanceSettings
 from diffing.methods.activation_difference_lens.similar import SimilaritySettings
 from diffing.methods.base import Finetune, Study
@@ -14,9 +16,10 @@ from diffing.specs import CorpusSpec
 from diffing.text.corpus import Corpus
 from tests import tiny
 from tests.methods.studies import planted, rows
-from tests.methods.test_activation_difference_lens import METHOD
+from tests.methods.test_activation_difference_lens import METHOD, PLANTED_MEANS
 
 TOKEN, PLANTED = 306, "ead"
+READING = Reading("c", PLANTED_MEANS, [], {}, has_sink=True)
 MEASURED = replace(
     METHOD, strengths=[1.0], positions=[1, 2], max_texts=20, similarity=SimilaritySettings(max_texts=4),
     causal=CausalSettings(max_texts=4, max_tokens=12, n_random=8, after=3),
@@ -121,3 +124,16 @@ def test_the_training_data_are_no_baseline_of_themselves(study: Study) -> None:
         for each in (study, both)
     ]
     assert fractions[0] == fractions[1]
+
+
+def test_a_share_of_a_gap_that_controls_are_wider_than_is_not_claimed(study: Study) -> None:
+    report = MEASURED.run(study)
+    told = [finding.claim for finding in report.findings if finding.table == "causal_effect"]
+    assert any("(100% of the gap" in claim for claim in told)
+    effects = report.tables["causal_effect"].frame.copy()
+    mine = effects["direction"] == "difference"
+    effects.loc[mine, "share_of_gap"] = -effects.loc[mine, "increase"] / 1e-4
+    table = replace(report.tables["causal_effect"], frame=effects)
+    claims = [finding.claim for finding in findings([READING], [], {"causal_effect": table})]
+    assert claims
+    assert not any("of the gap" in claim for claim in claims)

@@ -229,9 +229,10 @@ def _causal(found: Tables) -> Iterator[Finding]:
             f"{row.n_directions} directions that are {row.direction}: {row.least_increase:+.4f} to "
             f"{row.most_increase:+.4f}" for row in controls.itertuples()
         )  # fmt: skip
-        share = (
-            "" if math.isnan(best["share_of_gap"]) else f" ({best['share_of_gap']:.0%} of the gap between the models)"
-        )
+        gap = best["increase"] / best["share_of_gap"] if best["share_of_gap"] else 0.0
+        by_controls = controls[["least_increase", "most_increase"]].abs().to_numpy().max(initial=0.0)
+        wide = abs(gap) > by_controls  # NaN, of no gap at all, is not
+        share = f" ({best['share_of_gap']:.0%} of the gap between the models)" if wide else ""
         yield Finding(
             f"On {corpus}, layer {layer}, {edit} along the difference at position {best['position']:g} changes the "
             f"loss by {best['increase']:+.4f} nats per token{share}; {beside}.",
