@@ -247,7 +247,8 @@ def test_settings_that_make_no_search_are_refused(wrong: dict) -> None:
 
 
 def test_prompts_are_many_and_none_is_about_the_domain_of_an_organism() -> None:
-    lists = {path.stem: yaml.safe_load(path.read_text())["prompts"] for path in CONF.glob("diffing/answers/*.yaml")}
+    configs = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("diffing/answers/*.yaml")}
+    lists = {name: config["prompts"] for name, config in configs.items() if "prompts" in config}  # or those of another
     assert {"closed", "open"} <= set(lists)
     for name in ("closed", "open"):
         assert len(set(lists[name])) == len(lists[name]) == 20
