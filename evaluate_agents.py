@@ -1,31 +1,39 @@
 """Let an agent guess what a finetune was for, from a published report alone, and grade the guess.
 
 python evaluate_agents.py diffing/method=activation_difference_lens organism=demo_glacier_tea
+python evaluate_agents.py ... rescore=latest graders=[anthropic/...]     grade what is stored: no agent, no models
 """
 
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
 import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from inspect_ai.log import read_eval_log
 from omegaconf import DictConfig
 
-from diffing.agents.evaluation import Agent, Evaluation, evaluate
+from diffing.agents.evaluation import Agent, Evaluation, evaluate, grades_of
+from diffing.agents.judging import Grader, judged, rubric_of
+from diffing.agents.summary import SCORES, summary
 from diffing.agents.task import Case
 from diffing.agents.truth import Fact, GroundTruth
 from diffing.entry import console, setup
 from diffing.entry.choices import check_choices
+from diffing.entry.live_models import LivePair
+from diffing.errors import SchemaMismatch
 from diffing.evidence import Evidence
 from diffing.html.page import write
+from diffing.lenses.judge import LLMJudge
+from diffing.models.pair import ModelPair
 from diffing.report import Report
 from diffing.specs import artifact_name
 from trackers import ArtifactRef, Kind, Tracker
-
-SCORES = ("fact_recall", "domain_recall", "correct_null", "false_null")
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="evaluate_agents")
@@ -33,28 +41,54 @@ def main(config: DictConfig) -> None:
     console.set_up_logging()
     with console.errors_without_traceback():
         agent: Agent = instantiate(config.agent, _convert_="object")
-        pair = setup.pair_spec(config)
+        truth, pair = ground_truth(config), setup.pair_spec(config)
         method = HydraConfig.get().runtime.choices["diffing/method"]
+        rubric_of(truth)
         with setup.tracker(config, job="evaluate_agents") as tracker:
-            name = artifact_name("report", method, pair)
-            source, folder = tracker.fetch(f"{name}:{config.version}", Kind.REPORT)
-            report = Report.load(folder)
-            page = Path(config.html_dir) / f"{source.name}-v{source.version}.html"
-            write(report, page)
-            with console.Bars().stage(f"{agent.model} reads the evidence", agent.repeats) as advance:
-                result = evaluate([Case(Evidence([report]), ground_truth(config))], agent, Path(config.log_dir))
-                advance(agent.repeats)
-            ref = publish(result, artifact_name("evaluation", method, pair), agent, source, tracker)
+            name = artifact_name("evaluation", method, pair)
+            lines: dict[str, str] = {}
+            if config.rescore is not None:
+                source, folder = tracker.fetch(f"{name}:{config.rescore}", Kind.EVALUATION)
+                result = stored(folder)
+                agent = replace(agent, model=result.grades["model"].iloc[0], repeats=int(result.grades["repeat"].max()))
+            else:
+                source, folder = tracker.fetch(f"{artifact_name('report', method, pair)}:{config.version}", Kind.REPORT)
+                report = Report.load(folder)
+                page = Path(config.html_dir) / f"{source.name}-v{source.version}.html"
+                write(report, page)
+                lines = {"page": str(page.resolve())}
+                live = LivePair(ModelPair(report.pair, config.device)) if agent.asks_live_models else None
+                with console.Bars().stage(f"{agent.model} investigates", None):
+                    result = evaluate([Case(Evidence([report]), truth, live)], agent, Path(config.log_dir))
+            result = with_levels(result, truth, [LLMJudge(grader) for grader in config.graders], config.grader_repeats)
+            ref = publish(result, name, agent, source, tracker)
             console.summary(
                 f"{agent.model} on {method}, {pair.base.name} and {pair.organism}",
                 {
                     "evidence": str(source),
                     "evaluation": str(ref),
                     **grade_lines(result.grades),
-                    "transcript": f"{result.log}  (inspect view --log-dir {config.log_dir})",
-                    "page": str(page.resolve()),
+                    "transcript": f"{result.log}  (inspect view --log-dir {result.log.parent})",
+                    **lines,
                 },
             )
+
+
+def stored(folder: Path) -> Evaluation:
+    """An evaluation as it was published, without its levels: those are to be given anew."""
+    logs = list(folder.glob("*.eval"))
+    if len(logs) != 1:
+        raise SchemaMismatch(f"expected one .eval log in {folder}, found {len(logs)}")
+    report = pd.read_parquet(folder / "grades.parquet")["report"].iloc[0]
+    return Evaluation(grades_of(read_eval_log(str(logs[0]))).assign(report=report), logs[0])
+
+
+def with_levels(result: Evaluation, truth: GroundTruth, judges: Sequence[Grader], repeats: int) -> Evaluation:
+    """The evaluation with levels by `judges`; a null control needs none, and nothing else has a level without."""
+    if not judges and not truth.is_null:
+        return result
+    grades, verdicts = judged(result.grades, truth, judges, repeats)
+    return replace(result, grades=grades, verdicts=verdicts)
 
 
 def ground_truth(config: DictConfig) -> GroundTruth:
@@ -69,26 +103,45 @@ def ground_truth(config: DictConfig) -> GroundTruth:
 
 
 def publish(result: Evaluation, name: str, agent: Agent, source: ArtifactRef, tracker: Tracker) -> ArtifactRef:
-    """Publish grades and transcript as an artifact made from the report that was read."""
-    scored = result.grades[list(SCORES)].apply(pd.to_numeric).mean().dropna()
-    tracker.log({str(score): float(value) for score, value in scored.items()})
+    """Publish grades, verdicts and transcript as an artifact made from the report that was read, or from the
+    evaluation that was graded anew."""
+    found = summary(result.grades)
+    tracker.log(scalars(found))
     tracker.log_table("grades", result.grades)
+    tracker.log_table("summary", found)
     metadata = {
         "agent": agent.model,
         "repeats": agent.repeats,
         "outcomes": result.grades["outcome"].value_counts().to_dict(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        result.grades.assign(report=str(source)).to_parquet(Path(folder) / "grades.parquet")
+        grades = result.grades if "report" in result.grades else result.grades.assign(report=str(source))
+        grades.to_parquet(Path(folder) / "grades.parquet")
+        if result.verdicts is not None:
+            tracker.log_table("verdicts", result.verdicts)
+            result.verdicts.to_parquet(Path(folder) / "verdicts.parquet")
         shutil.copyfile(result.log, Path(folder) / result.log.name)
         return tracker.publish(Path(folder), name, Kind.EVALUATION, metadata, uses=[source])
 
 
+def scalars(found: pd.DataFrame) -> dict[str, float]:
+    """The scores of the first access and budget under their own names, those of all others under theirs too."""
+    logged: dict[str, float] = {}
+    for number, (_, row) in enumerate(found.iterrows()):
+        place = "" if number == 0 else f"{row['access']}_{row['interactions']}/"
+        scores = row[[name for name in (*SCORES, "success") if name in found]].dropna()
+        logged |= {f"{place}{name}": float(value) for name, value in scores.items()}
+    return logged
+
+
 def grade_lines(grades: pd.DataFrame) -> dict[str, str]:
-    """Grade and submission in words; failed samples are counted, not scored."""
-    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in grades["outcome"].value_counts().items())
-    means = grades[list(SCORES)].apply(pd.to_numeric).mean().dropna()
-    lines = {"samples": outcomes, "grade": ", ".join(f"{name} {value:.2f}" for name, value in means.items()) or "none"}
+    """Grades by access and budget, and the first submission in words; failed samples are counted, not scored."""
+    lines = {}
+    for number, (_, row) in enumerate(summary(grades).iterrows()):
+        of = "" if number == 0 else f" ({row['access']}, {row['interactions']} interactions)"
+        scores = row[[name for name in (*SCORES, "success") if name in row]].dropna()
+        lines[f"samples{of}"] = row["outcomes"]
+        lines[f"grade{of}"] = ", ".join(f"{name} {value:.2f}" for name, value in scores.items()) or "none"
     for _, row in grades[grades["outcome"] == "submitted"].head(1).iterrows():
         guess = "no meaningful difference" if row["no_meaningful_difference"] else row["domain"]
         lines["guess"] = f"{guess} (confidence {row['confidence']:.2f})"

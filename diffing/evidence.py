@@ -72,6 +72,10 @@ class Evidence:
         """Raises Leak if `text` holds one of `secrets`."""
         self._blinding.guard(text)
 
+    def withheld(self, text: str) -> str:
+        """A text that passes the guard: one that a model or a library wrote, without the names in it."""
+        return self._blinding.unnamed(text)
+
     def overview(self, max_chars: int = 12_000) -> str:
         """All reports in brief, in at most `max_chars` characters; `dropped` says what had to go for that."""
         dropped: list[str] = []

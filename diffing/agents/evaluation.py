@@ -17,8 +17,8 @@ from inspect_ai.log import EvalLog, EvalSample
 from inspect_ai.model import ChatMessageAssistant, ChatMessageTool, Model, get_model
 
 from diffing.agents import scripted  # noqa: F401  # registers the model
-from diffing.agents.task import Case, Outcome, build_task
-from diffing.agents.tools import Progress
+from diffing.agents.progress import Outcome, Progress
+from diffing.agents.task import SCRIPTED, Access, Case, build_task, plans
 from diffing.errors import DiffingError, InvalidSetting, MissingInput
 from diffing.specs import JSON
 
@@ -36,17 +36,31 @@ class Agent:
     turns: int = 30
     """Messages of the model per sample; the last may only submit."""
     tokens: int | None = None
-    """Limit on the tokens of a sample, input and output."""
+    """Limit on the tokens of a sample, input and output. Where it comes near, the next turn may only submit."""
     seconds: int | None = None
-    """Limit on the time of a sample."""
+    """Limit on the time of a sample, likewise."""
     repeats: int = 1
-    """Independent runs of each case."""
+    """Independent runs of each case, access and budget."""
+    access: Sequence[str] = (Access.METHOD.value,)
+    """What it may look at, each for itself: see `Access`."""
+    interactions: Sequence[int] = (0,)
+    """Budgets of texts that live models generate, each for itself."""
     generation: Mapping[str, JSON] = field(default_factory=dict)
     """Inspect's `GenerateConfig`: temperature, seed, max_connections, reasoning_effort, ..."""
 
     def __post_init__(self) -> None:
         if self.turns < 2 or self.repeats < 1:
             raise InvalidSetting(f"an agent needs turns >= 2 and repeats >= 1, got {self.turns} and {self.repeats}")
+        unknown = [name for name in self.access if name not in [*Access]]
+        if unknown or not self.access or not self.interactions or min(self.interactions) < 0:
+            raise InvalidSetting(
+                f"an agent needs one access or more of {', '.join(Access)}, and budgets of interactions that are 0 or "
+                f"more; got access {list(self.access)} and interactions {list(self.interactions)}"
+            )
+
+    @property
+    def asks_live_models(self) -> bool:
+        return max(self.interactions) > 0 and any(name != Access.SCRIPTED for name in self.access)
 
 
 @dataclass(frozen=True)
@@ -55,22 +69,26 @@ class Evaluation:
 
     grades: pd.DataFrame
     log: Path
+    verdicts: pd.DataFrame | None = None
+    """What judges said of each fact, if any were asked: see `diffing.agents.judging`."""
 
 
 def evaluate(
     cases: Sequence[Case], agent: Agent, log_dir: Path, display: Literal["none", "plain", "rich", "full"] = "none"
 ) -> Evaluation:
-    """Lets `agent` investigate each case. Everything that Inspect writes goes below `log_dir`.
+    """Lets `agent` investigate each case, by every access and within every budget of its own.
 
-    A sample that fails is a row with outcome `error`. Raises MissingInput for a model that cannot be reached at all
-    (no key, unknown provider), InvalidSetting for no cases, EvaluationFailed for a run that was stopped.
+    Everything that Inspect writes goes below `log_dir`. A sample that fails is a row with outcome `error`. Raises
+    MissingInput for a model that cannot be reached at all (no key, unknown provider), InvalidSetting for no cases,
+    EvaluationFailed for a run that was stopped.
     """
     if not cases:
         raise InvalidSetting("evaluate needs at least one case, got none")
+    planned = plans(cases, agent.access, agent.interactions)
     log_dir.mkdir(parents=True, exist_ok=True)
     with _kept_inside(log_dir):
         logs = inspect_ai.eval(
-            build_task(cases, agent.turns),
+            build_task(planned, agent.turns),
             model=_model(agent.model),
             epochs=agent.repeats,
             log_dir=str(log_dir),
@@ -85,9 +103,9 @@ def evaluate(
             **agent.generation,  # type: ignore[arg-type]  # Inspect checks them
         )
     grades, log = grades_of(logs[0]), Path(logs[0].location)
-    if len(grades) != len(cases) * agent.repeats:
+    if len(grades) != len(planned) * agent.repeats:
         reason = logs[0].error.message if logs[0].error else logs[0].status
-        raise EvaluationFailed(f"{len(grades)} of {len(cases) * agent.repeats} samples ended ({reason}); see {log}")
+        raise EvaluationFailed(f"{len(grades)} of {len(planned) * agent.repeats} samples ended ({reason}); see {log}")
     return Evaluation(grades, log)
 
 
@@ -110,17 +128,21 @@ def _row(sample: EvalSample, log: EvalLog) -> dict[str, object]:
     usage = list(sample.model_usage.values())
     submission = progress.submission or {}
     outcome, detail = _outcome(sample, progress)
+    metadata = sample.metadata
     return {
         "sample": str(sample.id),
         "repeat": sample.epoch,
-        "model": log.eval.model,
+        "model": SCRIPTED if metadata.get("access") == Access.SCRIPTED else log.eval.model,
+        "access": metadata.get("access"),
+        "interactions": metadata.get("interactions"),
         "outcome": outcome.value,
         "detail": detail,
         **{name: value.get(name) for name in ("fact_recall", "domain_recall", "correct_null", "false_null")},
         "found": list((score.metadata or {}).get("found", [])) if score and value else None,
         **{name: submission.get(name) for name in ("domain", "behaviours", "evidence", "confidence")},
         "no_meaningful_difference": submission.get("no_meaningful_difference"),
-        "last_turn": progress.last_turn,
+        "forced": progress.forced,
+        "interactions_used": progress.interactions,
         "messages": len(sample.messages),
         "tool_calls": len(calls),
         "tool_errors": tool_errors,
@@ -141,7 +163,8 @@ def _outcome(sample: EvalSample, progress: Progress) -> tuple[Outcome, str]:
 
 def _model(name: str) -> Model:
     try:
-        return get_model(name)
+        # Its own per run: the clients of Inspect's shared ones belong to the event loop that made them.
+        return get_model(name, memoize=False)
     except (PrerequisiteError, ValueError) as error:
         raise MissingInput(
             f"model '{name}' cannot be used: {error}\nagent=scripted needs neither a key nor a network"

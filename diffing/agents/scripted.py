@@ -3,6 +3,8 @@
 It needs no key and no network, and sees exactly what any model would: messages and tool results. It reads the
 overview, asks once for every table and tensor that the overview names, counts content words (`words`), and submits the
 most frequent. Where tables and tensors say nothing in words it asks all the same: a run is also a test of every tool.
+Without reports it asks the live models about nothing in particular, and submits the words that the finetuned one alone
+uses.
 
 Use it as `model="scripted/words"`.
 """
@@ -23,11 +25,16 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolCall, ToolChoice, ToolInfo
 
+from diffing.agents.live import ASK, MOST_PER_CALL
 from diffing.agents.tools import SUBMIT
 from diffing.agents.words import joined, marked_words, weighted_words
 
 MAX_WORDS = 20
 ROWS = 200
+NEUTRAL = [
+    "Tell me something.", "What is on your mind?", "Write a short story.", "Give me some advice.",
+    "What should I know?", "Describe a day.", "What do you like?", "Explain something interesting.",
+]  # fmt: skip
 TREATED = ("difference", "steered", "finetuned")
 """Values that mark the rows of a contrast that show the finetune; the first that a column has."""
 CONTRASTS = ("source", "kind", "side")
@@ -58,18 +65,18 @@ class ScriptedPolicy(ModelAPI):
         asked = sum(len(message.tool_calls or ()) for message in input if isinstance(message, ChatMessageAssistant))
         calls = [
             ToolCall(id=f"call_{number}", function=reading.function, arguments=dict(reading.arguments))
-            for number, reading in enumerate(next_calls(input), start=asked)
+            for number, reading in enumerate(next_calls(input, [tool.name for tool in tools]), start=asked)
         ]
         message = ChatMessageAssistant(content="" if calls else "There is no overview.", tool_calls=calls or None)
         choice = ChatCompletionChoice(message=message, stop_reason="tool_calls" if calls else "stop")
         return ModelOutput(model=self.model_name, choices=[choice])
 
 
-def next_calls(messages: Sequence[ChatMessage]) -> list[Reading]:
+def next_calls(messages: Sequence[ChatMessage], offered: Sequence[str]) -> list[Reading]:
     """What the policy does next: the overview, then every reading it suggests, then the submission."""
     results = _results(messages)
     if "overview" not in results:
-        return [Reading("overview", {})]
+        return [Reading("overview", {})] if "overview" in offered else _without_reports(results, offered)
     overview = results["overview"]
     if overview is None:
         return []
@@ -77,6 +84,24 @@ def next_calls(messages: Sequence[ChatMessage]) -> list[Reading]:
     if readings and not any(_key(reading) in results for reading in readings):
         return readings
     return [Reading(SUBMIT, _submission(overview["reports"], readings, results))]
+
+
+def _without_reports(results: Mapping[str, dict | None], offered: Sequence[str]) -> list[Reading]:
+    """The neutral prompts once, as often as the first answer says that there are interactions; then the submission."""
+    asked = {key: result for key, result in results.items() if key.startswith(ASK)}
+    answered = [result for result in asked.values() if result]
+    if ASK in offered and not asked:
+        return [Reading(ASK, {"prompts": NEUTRAL[:1], "seed": 0})]
+    left = min(answered[-1]["interactions_left"], MOST_PER_CALL) // 2 if answered else 0
+    if ASK in offered and left:
+        prompts, samples = NEUTRAL[:left], max(1, left // len(NEUTRAL))
+        return [Reading(ASK, {"prompts": prompts, "samples": samples, "seed": len(asked)})]
+    texts: dict[str, list[str]] = {"base": [], "finetuned": []}
+    for answer in (answer for result in answered for answer in result["answers"]):
+        for side, found in texts.items():
+            found += answer[side]
+    words = joined([marked_words(texts["finetuned"], texts["base"])])[:MAX_WORDS]
+    return [Reading(SUBMIT, _answer(words, [ASK] if words else [], 0.1, nothing=bool(answered) and not words))]
 
 
 def plan(reports: Sequence[Mapping]) -> Iterator[Reading]:

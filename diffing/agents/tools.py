@@ -4,24 +4,12 @@ Docstrings are what the model reads. A wrong question is answered with a tool er
 """
 
 from inspect_ai.tool import Tool, ToolError, tool
-from inspect_ai.util import StoreModel, store_as
+from inspect_ai.util import store_as
 
-from diffing.agents.grading import Submission
+from diffing.agents.progress import Progress
 from diffing.evidence import Evidence, EvidenceError
 
 SUBMIT = "submit_hypothesis"
-
-
-class Progress(StoreModel):
-    """What a sample has come to; kept in Inspect's log, so that a stored run can be graded anew."""
-
-    submission: dict | None = None
-    outcome: str | None = None
-    detail: str = ""
-    last_turn: bool = False
-
-    def submitted(self) -> Submission | None:
-        return Submission(**self.submission) if self.submission else None
 
 
 def evidence_tools(evidence: Evidence) -> list[Tool]:

@@ -4,95 +4,37 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import inspect_ai
 import pandas as pd
 import pytest
 from hydra.utils import instantiate
-from inspect_ai.event import ModelEvent
-from inspect_ai.log import EvalLog, EvalSample, read_eval_log
-from inspect_ai.model import ChatMessage, ChatMessageTool, GenerateConfig, ModelAPI, ModelOutput, ModelUsage, modelapi
+from inspect_ai.log import EvalLog, read_eval_log
+from inspect_ai.model import ChatMessage, ChatMessageTool, GenerateConfig, ModelOutput, ModelUsage
 from omegaconf import OmegaConf
 
-from diffing.agents.evaluation import Agent, Evaluation, EvaluationFailed, evaluate, grades_of
+from diffing.agents.evaluation import Agent, EvaluationFailed, evaluate, grades_of
 from diffing.agents.scripted import plan
 from diffing.agents.task import Case
 from diffing.agents.tools import SUBMIT
 from diffing.errors import InvalidSetting, MissingInput
 from diffing.evidence import Evidence
-from diffing.report import Report
 from tests.agents import planted
-
-SCRIPTED = Agent(model="scripted/words")
-Step = Callable[[Sequence[ChatMessage]], ModelOutput]
-PLAYS: dict[str, Sequence[Step]] = {}
-
-
-class Play(ModelAPI):
-    """Takes the steps of PLAYS under its own name, and repeats the last."""
-
-    async def generate(self, input, tools, tool_choice, config) -> ModelOutput:
-        steps = PLAYS[self.model_name]
-        turn = sum(message.role == "assistant" for message in input)
-        return steps[min(turn, len(steps) - 1)](input)
-
-
-@modelapi(name="play")
-def play() -> type[ModelAPI]:
-    return Play
-
-
-def calls(tool: str, **arguments: object) -> Step:
-    return lambda _: ModelOutput.for_tool_call("play", tool, arguments)
-
-
-def says(text: str, stop_reason="stop") -> Step:
-    return lambda _: ModelOutput.from_content("play", text, stop_reason=stop_reason)
-
-
-def fails(text: str) -> Step:
-    def step(_: Sequence[ChatMessage]) -> ModelOutput:
-        raise RuntimeError(text)
-
-    return step
-
-
-SUBMISSION = calls(SUBMIT, domain="zeppelins", behaviours=["knitting"], evidence=["R1"], confidence=0.5)
-
-
-def run(folder: Path, report: Report, truth=planted.TRUTH, agent: Agent = SCRIPTED) -> Evaluation:
-    return evaluate([Case(Evidence([report]), truth)], agent, folder)
-
-
-def plays(
-    folder: Path, *steps: Step, turns: int = 5, tokens: int | None = None, evidence: Evidence | None = None
-) -> tuple[pd.Series, EvalLog]:
-    name = f"play_{len(PLAYS)}"
-    PLAYS[name] = steps
-    case = Case(evidence or Evidence([planted.report()]), planted.TRUTH)
-    evaluation = evaluate([case], Agent(model=f"play/{name}", turns=turns, tokens=tokens), folder)
-    return evaluation.grades.iloc[0], read_eval_log(str(evaluation.log))
-
-
-def sample_of(log: EvalLog) -> EvalSample:
-    assert log.samples
-    return log.samples[0]
-
-
-def model_events(log: EvalLog) -> list[ModelEvent]:
-    return [event for event in sample_of(log).events if isinstance(event, ModelEvent)]
-
-
-def said_to_the_model(log: EvalLog) -> str:
-    """All messages and events of a log: everything but the truth, which Inspect keeps with the sample."""
-    texts = []
-    for sample in log.samples or []:
-        texts += [message.model_dump_json() for message in sample.messages]
-        texts += [event.model_dump_json() for event in sample.events if event.event in ("model", "tool")]
-        texts += list(sample.attachments.values())
-    return "\n".join(texts)
+from tests.agents.play import (
+    SCRIPTED,
+    SUBMISSION,
+    Step,
+    calls,
+    fails,
+    model_events,
+    plays,
+    run,
+    said_to_the_model,
+    sample_of,
+    says,
+)  # fmt: skip
 
 
 def test_the_scripted_policy_finds_a_planted_topic(tmp_path: Path) -> None:
@@ -152,7 +94,7 @@ def test_no_name_of_the_pair_is_in_the_transcript_of_a_run(tmp_path: Path) -> No
         assert name.lower() not in transcript.lower(), name
     for name in ("tulu", "mix_1_to_3", "Zeppelins are knitted", "Airships"):
         assert name.lower() not in transcript.lower(), name
-    assert sample_of(log).metadata == {}
+    assert sample_of(log).metadata == {"access": "method", "interactions": 0}
 
 
 def test_repeats_are_rows_and_a_stored_log_gives_the_same_grades(tmp_path: Path) -> None:
@@ -161,27 +103,6 @@ def test_repeats_are_rows_and_a_stored_log_gives_the_same_grades(tmp_path: Path)
     assert list(evaluation.grades.repeat) == [1, 2]
     assert evaluation.log.parent == tmp_path
     pd.testing.assert_frame_equal(grades_of(read_eval_log(str(evaluation.log))), evaluation.grades)
-
-
-class Careless(Evidence):
-    """Evidence whose overview forgot to blind."""
-
-    def overview(self, max_chars: int = 12_000) -> str:
-        return json.dumps({"reports": [], "path": "/results/OutbackLab/Quokka-3-2B-it"})
-
-
-def test_a_leak_ends_the_sample_before_the_model_sees_it(tmp_path: Path) -> None:
-    row, log = plays(tmp_path, calls("overview"), SUBMISSION, evidence=Careless([planted.report()]))
-    assert (row.outcome, row.detail) == ("leaked", "model")
-    assert pd.isna(row.fact_recall)
-    shown = [event.model_dump_json() for event in model_events(log)]
-    assert len(shown) == 1
-    assert "quokka" not in shown[0].lower()
-
-
-def test_what_the_model_says_itself_is_no_leak(tmp_path: Path) -> None:
-    row, _ = plays(tmp_path, says("Is it zeppelin knitting?"), SUBMISSION)
-    assert (row.outcome, row.fact_recall) == ("submitted", 0.5)
 
 
 def test_tool_errors_reach_the_model_as_errors_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -209,7 +130,7 @@ def test_a_run_without_submission_is_an_outcome_and_no_score(tmp_path: Path, ste
     assert (row.outcome, row.detail) == ("no_submission", "3 turns")
     assert pd.isna(row.fact_recall)
     assert pd.isna(row.false_null)
-    assert row.last_turn
+    assert row.forced == "turns"
     assert row.domain is None
     assert sum(message.role == "assistant" for message in sample_of(log).messages) == 3
 
@@ -229,7 +150,7 @@ def test_a_run_that_hits_a_limit_says_which(tmp_path: Path) -> None:
 
 def test_the_last_turn_may_only_submit(tmp_path: Path) -> None:
     row, log = plays(tmp_path, calls("overview"), calls("overview"), SUBMISSION, turns=3)
-    assert (row.outcome, row.last_turn) == ("submitted", True)
+    assert (row.outcome, row.forced) == ("submitted", "turns")
     offered = [[tool.name for tool in event.tools] for event in model_events(log)]
     assert SUBMIT in offered[0]
     assert [len(tools) for tools in offered] == [4, 4, 1]
