@@ -6,7 +6,6 @@ This is the one description that every form of the dashboard is drawn from.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import pandas as pd
 import yaml
@@ -156,7 +155,7 @@ def gather(tracker: Tracker, names: Iterable[str], title: str, runs: Mapping[str
 
 
 def _grades(tracker: Tracker, name: str) -> list[Grade]:
-    """The newest grade of each agent; one artifact name has the grades of all agents, as versions."""
+    """The newest grade of each agent by each access; one artifact name has the grades of all, as versions."""
     try:
         newest, folder = tracker.fetch(name, Kind.EVALUATION)
     except ArtifactNotFound:
@@ -166,13 +165,16 @@ def _grades(tracker: Tracker, name: str) -> list[Grade]:
         ref = newest
         if version != newest.version:
             ref, folder = tracker.fetch(f"{name}:v{version}", Kind.EVALUATION)
-        grade = _grade(ref, folder)
-        found.setdefault(grade.agent, grade)
+        frame = pd.read_parquet(folder / "grades.parquet")
+        if "access" not in frame.columns:  # of evaluations that knew one access
+            frame["access"] = "method"
+        for (model, access), rows in frame.groupby(["model", "access"], sort=False):
+            agent = str(model) if access != "blackbox" else f"{model}, without the report"
+            found.setdefault(agent, _grade(ref, agent, rows))
     return [found[agent] for agent in sorted(found)]
 
 
-def _grade(ref: ArtifactRef, folder: Path) -> Grade:
-    frame = pd.read_parquet(folder / "grades.parquet")
+def _grade(ref: ArtifactRef, agent: str, frame: pd.DataFrame) -> Grade:
     means = frame[list(SCORES)].apply(pd.to_numeric).mean().dropna()
     submitted = frame[frame["outcome"] == "submitted"]
     guess = None
@@ -181,7 +183,7 @@ def _grade(ref: ArtifactRef, folder: Path) -> Grade:
         guess = "no meaningful difference" if first["no_meaningful_difference"] else first["domain"]
     return Grade(
         ref,
-        agent=str(frame["model"].iloc[0]),
+        agent=agent,
         graded=str(frame["report"].iloc[0]) if "report" in frame.columns else None,
         outcomes={str(outcome): int(count) for outcome, count in frame["outcome"].value_counts().items()},
         scores={str(name): float(value) for name, value in means.items()},
