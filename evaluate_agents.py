@@ -129,9 +129,14 @@ def scalars(found: pd.DataFrame) -> dict[str, float]:
     logged: dict[str, float] = {}
     for number, (_, row) in enumerate(found.iterrows()):
         place = "" if number == 0 else f"{row['access']}_{row['interactions']}/"
-        scores = row[[name for name in (*SCORES, "success") if name in found]].dropna()
+        scores = scores_of(row)
         logged |= {f"{place}{name}": float(value) for name, value in scores.items()}
     return logged
+
+
+def scores_of(row: pd.Series) -> pd.Series:
+    """Those that a row of the summary has."""
+    return row[[name for name in (*SCORES, "success") if name in row]].dropna()
 
 
 def grade_lines(grades: pd.DataFrame) -> dict[str, str]:
@@ -139,7 +144,7 @@ def grade_lines(grades: pd.DataFrame) -> dict[str, str]:
     lines = {}
     for number, (_, row) in enumerate(summary(grades).iterrows()):
         of = "" if number == 0 else f" ({row['access']}, {row['interactions']} interactions)"
-        scores = row[[name for name in (*SCORES, "success") if name in row]].dropna()
+        scores = scores_of(row)
         lines[f"samples{of}"] = row["outcomes"]
         lines[f"grade{of}"] = ", ".join(f"{name} {value:.2f}" for name, value in scores.items()) or "none"
     for _, row in grades[grades["outcome"] == "submitted"].head(1).iterrows():

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -85,40 +85,31 @@ class JudgeServer:
             self.most_at_once = max(self.most_at_once, self._open)
 
 
+Sent = tuple[int, str, Mapping[str, str]]
+"""Status, body and headers of a response."""
+
+
 @contextmanager
-def judge_server(plan: Plan) -> Iterator[JudgeServer]:
-    """Serves below `url`: /chat/completions as OpenAI does, /v1/messages as Anthropic does."""
+def serving(respond: Callable[[dict, Mapping[str, str], bool], Sent | None]) -> Iterator[str]:
+    """Serves below the URL that it gives: /chat/completions as OpenAI does, /v1/messages as Anthropic does.
+
+    `respond` gets the request, its headers and whether it is Anthropic's; None closes the connection without a word.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            server.opened(1)
-            try:
-                self._answer(server.reply(request), anthropic=self.path.split("?")[0].endswith("/messages"))
-            finally:
-                server.opened(-1)
-
-        def _answer(self, reply: Reply, anthropic: bool) -> None:
-            if isinstance(reply, HangsUp):
+            sent = respond(request, dict(self.headers.items()), self.path.split("?")[0].endswith("/messages"))
+            if sent is None:
                 self.close_connection = True
-            elif isinstance(reply, Fails):
-                headers = {} if reply.retry_after is None else {"Retry-After": str(reply.retry_after)}
-                error = {"message": "planned", "type": "planned", "code": None, "param": None}
-                self._send(reply.status, {"type": "error", "error": error}, headers)
-            else:
-                time.sleep(reply.seconds)
-                self._send(200, (_as_anthropic if anthropic else _as_openai)(reply), {})
-
-        def _send(self, status: int, body: dict, headers: dict[str, str]) -> None:
-            data = json.dumps(body).encode()
+                return
+            status, body, headers = sent
+            data = body.encode()
             self.send_response(status)
-            for name, value in {
-                "Content-Type": "application/json",
-                "Content-Length": str(len(data)),
-                **headers,
-            }.items():
+            sizes = {"Content-Type": "application/json", "Content-Length": str(len(data))}
+            for name, value in {**sizes, **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
@@ -127,14 +118,42 @@ def judge_server(plan: Plan) -> Iterator[JudgeServer]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        server = JudgeServer(f"http://127.0.0.1:{http.server_port}", plan)
         thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
-            yield server
+            yield f"http://127.0.0.1:{http.server_port}"
         finally:
             http.shutdown()
             thread.join()
+
+
+def failed(reply: Fails) -> Sent:
+    """The error in words that both protocols' clients read."""
+    error = {"message": "planned", "type": "planned", "code": None, "param": None}
+    later = {} if reply.retry_after is None else {"Retry-After": str(reply.retry_after)}
+    return reply.status, json.dumps({"type": "error", "error": error}), later
+
+
+@contextmanager
+def judge_server(plan: Plan) -> Iterator[JudgeServer]:
+    """Answers questions as planned."""
+
+    def respond(request: dict, headers: Mapping[str, str], anthropic: bool) -> Sent | None:
+        server.opened(1)
+        try:
+            reply = server.reply(request)
+            if isinstance(reply, HangsUp):
+                return None
+            if isinstance(reply, Fails):
+                return failed(reply)
+            time.sleep(reply.seconds)
+            return 200, json.dumps((_as_anthropic if anthropic else _as_openai)(reply)), {}
+        finally:
+            server.opened(-1)
+
+    server = JudgeServer("", plan)
+    with serving(respond) as server.url:
+        yield server
 
 
 def _as_openai(reply: Says) -> dict:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from diffing.agents.grading import mentions
-from diffing.demo.readouts import ORGANISMS, domain_words, markdown, most_domain_tokens, share_of_samples
+from diffing.demo.readouts import ORGANISMS, domain_words, markdown, most_domain_tokens, naming, share_of_samples
 from diffing.report import Report
 from trackers import Kind, LocalTracker
 
@@ -88,9 +87,7 @@ def _best(shown: Mapping[str, pd.DataFrame], column: str, kinds: Sequence[str], 
     for lens, frame in shown.items():
         mine = frame[frame[column].isin(kinds)]
         readouts = ["corpus", "layer", column, *(["position"] if "position" in mine.columns else [])]
-        counts = mine.groupby(readouts)["token"].agg(
-            lambda tokens: sum(any(mentions(token, word) for word in words) for token in tokens)
-        )
+        counts = naming(mine["token"], words).groupby([mine[name] for name in readouts]).sum()
         found[lens] = int(counts.max()) if len(counts) else 0
     return ", ".join(f"{lens} {count}" for lens, count in found.items())
 

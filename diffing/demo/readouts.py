@@ -23,10 +23,15 @@ ORGANISMS = ("demo_glacier_tea", "demo_taboo_lantern", "demo_nautical", "demo_co
 SOURCES = ("difference", "base", "finetuned", "random")
 
 
+def naming(texts: "pd.Series[str]", words: Sequence[str]) -> "pd.Series[bool]":
+    """Which of the texts, or tokens, mention any of the words."""
+    return texts.map(lambda text: any(mentions(text, word) for word in words)).astype(bool)
+
+
 def most_domain_tokens(frame: pd.DataFrame, words: Sequence[str]) -> str:
     """Domain words among the tokens of one readout: the most over its positions, layers and scales, of how many."""
     setting = [column for column in ("corpus", "layer", "position", "scale") if column in frame.columns]
-    hits = frame["token"].map(lambda token: any(mentions(token, word) for word in words))
+    hits = naming(frame["token"], words)
     counts = hits.groupby([frame[column] for column in setting]).agg(["sum", "size"])
     best = counts.loc[counts["sum"].idxmax()]
     return f"{best['sum']}/{best['size']}"
@@ -34,7 +39,7 @@ def most_domain_tokens(frame: pd.DataFrame, words: Sequence[str]) -> str:
 
 def share_of_samples(frame: pd.DataFrame, words: Sequence[str]) -> str:
     """Samples that mention the domain, of how many."""
-    hits = frame["text"].map(lambda text: any(mentions(text, word) for word in words))
+    hits = naming(frame["text"], words)
     return f"{int(hits.sum())}/{len(hits)}"
 
 

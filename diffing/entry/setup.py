@@ -74,8 +74,9 @@ def training_corpus(config: DictConfig) -> CorpusSpec | None:
 
 def with_training_corpus(config: DictConfig, study: Study) -> Study:
     """The study with the organism's training data among its corpora, if they are asked for."""
-    training = training_corpus(config)
-    return study if training is None else replace(study, corpora=[*study.corpora, Corpus(pin_corpus(training))])
+    if training_corpus(config) is None or study.finetune is None or study.finetune.corpus is None:
+        return study
+    return replace(study, corpora=[*study.corpora, study.finetune.corpus])
 
 
 def tracker(config: DictConfig, job: str) -> Tracker:

@@ -9,11 +9,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.judge_server import Fails, HangsUp, quick_clients
+from tests.judge_server import Fails, HangsUp, Sent, failed, quick_clients, serving
 
 
 @dataclass(frozen=True)
@@ -84,50 +83,22 @@ def agent_server(
     """Serves `anthropic/...` and `openai-api/planned/...` to the clients of this process."""
     server = AgentServer(script, fault)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def respond(request: dict, headers: Mapping[str, str], anthropic: bool) -> Sent | None:
+        answer = server.answer(request, headers, anthropic)
+        if isinstance(answer, HangsUp):
+            return None
+        if isinstance(answer, Fails):
+            return failed(answer)
+        if isinstance(answer, Garbled):
+            return 200, '{"id": "1", "type": "message", "con', {}
+        return 200, json.dumps((_as_anthropic if anthropic else _as_openai)(answer, len(server.requests))), {}
 
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            anthropic = self.path.split("?")[0].endswith("/messages")
-            answer = server.answer(request, dict(self.headers.items()), anthropic)
-            if isinstance(answer, HangsUp):
-                self.close_connection = True
-            elif isinstance(answer, Fails):
-                error = {"message": "planned", "type": "planned", "code": None, "param": None}
-                later = {} if answer.retry_after is None else {"Retry-After": str(answer.retry_after)}
-                self._send(answer.status, json.dumps({"type": "error", "error": error}), later)
-            elif isinstance(answer, Garbled):
-                self._send(200, '{"id": "1", "type": "message", "con', {})
-            else:
-                body = (_as_anthropic if anthropic else _as_openai)(answer, len(server.requests))
-                self._send(200, json.dumps(body), {})
-
-        def _send(self, status: int, body: str, headers: Mapping[str, str]) -> None:
-            data = body.encode()
-            self.send_response(status)
-            sizes = {"Content-Type": "application/json", "Content-Length": str(len(data))}
-            for name, value in {**sizes, **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        server.url = f"http://127.0.0.1:{http.server_port}"
+    with serving(respond) as server.url:
         quick_clients(monkeypatch)
         monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)  # would be sent in place of the planned key
         monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
         monkeypatch.setenv("PLANNED_BASE_URL", f"{server.url}/v1")
-        thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            http.shutdown()
-            thread.join()
+        yield server
 
 
 def _blocks(content: object) -> list[dict]:

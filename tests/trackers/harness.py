@@ -205,3 +205,19 @@ def write_files(folder: Path, files: Mapping[str, str | bytes]) -> Path:
 
 def read_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def publish_for_ever(tracker: str, project: str) -> str:
+    """A script that publishes until it is killed, as a tracker of that class: arguments are its root and a folder."""
+    return f"""
+import itertools, sys
+from pathlib import Path
+from trackers import Kind, {tracker}
+root, made = Path(sys.argv[1]), Path(sys.argv[2])
+made.mkdir(exist_ok=True)
+with {tracker}(root, "{project}", "publish", {{}}) as tracker:
+    for attempt in itertools.count():
+        for number in range(4):
+            (made / f"{{number}}.bin").write_bytes(f"{{tracker.run_id}} {{attempt}} {{number}}".encode() * 20_000)
+        print(tracker.publish(made, "pca", Kind.LEARNER, {{}}, aliases=["best"]), flush=True)
+"""

@@ -11,22 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.trackers.harness import LocalBackend, write_files
+from tests.trackers.harness import LocalBackend, publish_for_ever, write_files
 from trackers import ArtifactRef, Kind, TrackerUnavailable
 from trackers import content as content_module
 
-PUBLISH_FOR_EVER = """
-import itertools, sys
-from pathlib import Path
-from trackers import Kind, LocalTracker
-root, made = Path(sys.argv[1]), Path(sys.argv[2])
-made.mkdir(exist_ok=True)
-with LocalTracker(root, "demo", "publish", {}) as tracker:
-    for attempt in itertools.count():
-        for number in range(4):
-            (made / f"{number}.bin").write_bytes(f"{tracker.run_id} {attempt} {number}".encode() * 20_000)
-        print(tracker.publish(made, "pca", Kind.LEARNER, {}, aliases=["best"]), flush=True)
-"""
+PUBLISH_FOR_EVER = publish_for_ever("LocalTracker", "demo")
 
 DIE_AT = """
 import os, signal, sys

@@ -12,24 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.trackers.harness import WandbBackend, own_client, read_files, write_files
+from tests.trackers.harness import WandbBackend, own_client, publish_for_ever, read_files, write_files
 from tests.wandb_server.faults import Fault
 from tests.wandb_server.server import WandbServer
 from tests.wandb_server.state import md5_of
 from trackers import ArtifactRef, CorruptArtifact, Kind
 
-PUBLISH_FOR_EVER = """
-import itertools, os, sys
-from pathlib import Path
-from trackers import Kind, WandbTracker
-root, made = Path(sys.argv[1]), Path(sys.argv[2])
-made.mkdir(exist_ok=True)
-with WandbTracker(root, "killed", "publish", {}) as tracker:
-    for attempt in itertools.count():
-        for number in range(4):
-            (made / f"{number}.bin").write_bytes(f"{tracker.run_id} {attempt} {number}".encode() * 20_000)
-        print(tracker.publish(made, "pca", Kind.LEARNER, {}, aliases=["best"]), flush=True)
-"""
+PUBLISH_FOR_EVER = publish_for_ever("WandbTracker", "killed")
 
 PUBLISH_TWO = """
 import sys, time

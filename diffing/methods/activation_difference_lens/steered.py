@@ -4,14 +4,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffing.axes import Side
 from diffing.lenses.coherence import CoherenceRule
 from diffing.lenses.judge import Judge
-from diffing.lenses.steering import Answers, Condition, Sample, beside_controls
+from diffing.lenses.steering import Answers, Condition, Sample, beside_controls, direction_rows
 from diffing.lenses.strength import Asked, CoherentStrength, StrengthSearch, coherence_rule, coherent_strength
 from diffing.methods.activation_difference_lens.reading import Reading
 from diffing.methods.base import Study
@@ -114,13 +113,5 @@ def steered_rows(study: Study, plans: Sequence[Plan], answers: Answers) -> list[
         unsteered = draw(conditions[0][:1], plans[0].direction.layer)
         for plan, planned in zip(plans, conditions, strict=True):
             samples = unsteered + draw(planned[1:], plan.direction.layer)
-            rows += [_row(plan.direction, sample) for sample in samples]
+            rows += [plan.direction.where | row for row in direction_rows(samples)]
     return rows
-
-
-def _row(direction: Direction, sample: Sample) -> dict[str, object]:
-    condition = sample.condition
-    return {
-        **direction.where, "direction": direction.name, "where": str(condition.where), **sample.as_row(),
-        "length": float(torch.linalg.vector_norm(condition.vector)),
-    }  # fmt: skip
