@@ -23,6 +23,7 @@ from diffing.errors import MissingInput, SchemaMismatch
 from diffing.specs import JSON, CorpusSpec, ModelSpec, PairSpec, VariantSpec
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
 SCHEMA_VERSION = 1
@@ -94,16 +95,51 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Directions:
+    """Makes rows of a tensor vectors that can be added to the residual stream, at the output of block `layer`.
+
+    Leading axes are flattened to rows; the first `len(names)` of them can be added.
+    """
+
+    layer: int
+    names: Sequence[str]
+    """One per row, for people and agents: `position 3`."""
+    lengths: Sequence[float]
+    """L2 norm of what strength 1 adds, one per row (residual stream units)."""
+    unit: str
+    """What strength 1 is."""
+
+
+@dataclass(frozen=True)
 class NamedTensor:
     """A tensor, what it means, and the name of each of its axes."""
 
     tensor: "Tensor"
     about: str
     axes: Sequence[str]
+    directions: Directions | None = None
+    """If models can be steered with its rows. The last axis is then `d_model`."""
 
     def __post_init__(self) -> None:
         if len(self.axes) != self.tensor.ndim:
             raise SchemaMismatch(f"tensor '{self.about}': {self.tensor.ndim} dimensions, but axes {list(self.axes)}")
+        if self.directions is None:
+            return
+        names, lengths = self.directions.names, self.directions.lengths
+        rows = math.prod(self.tensor.shape[:-1])
+        if list(self.axes[-1:]) != ["d_model"] or len(names) != len(lengths) or len(names) > rows:
+            raise SchemaMismatch(
+                f"tensor '{self.about}': {len(names)} names and {len(lengths)} lengths for {rows} directions along "
+                f"axis {list(self.axes[-1:])}; expected one of each for all or the first rows, along d_model"
+            )
+
+    def added(self, row: int, strength: float) -> 'Float[Tensor, " d_model"]':
+        """What steering with a row at `strength` adds to the residual stream; a row of zeros adds nothing."""
+        if self.directions is None or not 0 <= row < len(self.directions.names):
+            raise SchemaMismatch(f"tensor '{self.about}' has no direction {row}")
+        vector = self.tensor.reshape(-1, self.tensor.shape[-1])[row].float()
+        norm = vector.norm()
+        return vector if norm == 0 else strength * self.directions.lengths[row] / norm * vector
 
 
 @dataclass(frozen=True)
@@ -230,6 +266,7 @@ def _index(report: Report) -> dict[str, JSON]:
         },
         "tensors": {
             name: {"about": item.about, "axes": list(item.axes), "shape": list(item.tensor.shape)}
+            | ({"directions": asdict(item.directions)} if item.directions else {})
             for name, item in report.tensors.items()
         },
         "figures": {name: figure.about for name, figure in report.figures.items()},
@@ -260,7 +297,15 @@ def _load_tensors(folder: Path, index: Mapping[str, Mapping]) -> dict[str, Named
         found = list(stored[name].shape) if name in stored else None
         if found != entry["shape"]:
             raise SchemaMismatch(f"tensor '{name}' of {folder}: expected shape {entry['shape']}, found {found}")
-    return {name: NamedTensor(stored[name], entry["about"], entry["axes"]) for name, entry in index.items()}
+    return {
+        name: NamedTensor(
+            stored[name],
+            entry["about"],
+            entry["axes"],
+            Directions(**entry["directions"]) if "directions" in entry else None,
+        )
+        for name, entry in index.items()
+    }
 
 
 def _load_table(folder: Path, name: str, entry: Mapping) -> Table:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from diffing.errors import MissingInput, SchemaMismatch
-from diffing.report import Figure, Finding, NamedTensor, Report, Scalar, Table, View
+from diffing.report import Directions, Figure, Finding, NamedTensor, Report, Scalar, Table, View
 from diffing.specs import CorpusSpec, ModelSpec, PairSpec, VariantSpec
 
 PAIR = PairSpec(ModelSpec("tiny", "org/tiny"), VariantSpec("lora", "org/adapter"), "cake_bake", "weak")
@@ -100,6 +100,34 @@ def test_tensors_figures_and_the_rest_come_back(tmp_path: Path) -> None:
     assert torch.equal(found.tensors["mean"].tensor, torch.arange(6.0).reshape(2, 3))
     assert (found.tensors["mean"].about, list(found.tensors["mean"].axes)) == ("mean difference", ["pos", "d_model"])
     assert as_json(found) == as_json(full())
+
+
+STEERS = Directions(7, ["position 0", "position 1"], [10.0, 2.0], "mean norm")
+
+
+def test_directions_come_back_and_add_their_length_at_strength_one(tmp_path: Path) -> None:
+    tensor = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]])
+    replace(BARE, tensors={"mean": NamedTensor(tensor, "mean", ["pos", "d_model"], STEERS)}).save(tmp_path)
+    found = Report.load(tmp_path).tensors["mean"]
+    assert found.directions == STEERS
+    assert found.added(0, 0.5).tolist() == pytest.approx([3.0, 4.0])
+    assert found.added(0, -1.0).tolist() == pytest.approx([-6.0, -8.0])
+    assert found.added(1, 1.0).tolist() == [0.0, 0.0], "a direction of no length adds nothing, not NaN"
+    with pytest.raises(SchemaMismatch, match="no direction 2"):
+        found.added(2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("axes", "directions"),
+    [
+        (["d_model", "pos"], STEERS),
+        (["pos", "d_model"], replace(STEERS, lengths=[1.0])),
+        (["pos", "d_model"], replace(STEERS, names=["a"] * 4, lengths=[1.0] * 4)),
+    ],
+)
+def test_directions_that_do_not_fit_their_tensor_are_refused(axes: list[str], directions: Directions) -> None:
+    with pytest.raises(SchemaMismatch, match="directions along axis"):
+        NamedTensor(torch.zeros(3, 2), "mean", axes, directions)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int64, torch.bool])

@@ -19,6 +19,7 @@ from diffing.lenses.steering import Answers, beside_controls
 from diffing.methods.base import Study
 from diffing.methods.base_dictionary.reading import Latents
 from diffing.methods.pca import PrincipalComponents
+from diffing.methods.pca.method import _tensors
 from diffing.models.pair import ModelPair
 from tests.activations.stores import write_cache
 
@@ -103,3 +104,9 @@ def test_a_component_steers_by_decode_with_it_less_decode_without(
             steered = steered_by(method._directions(reading)[name])
             torch.testing.assert_close(steered, added, rtol=1e-4, atol=1e-5)
             assert float(steered.norm()) == pytest.approx(abs(float(with_it[number])), rel=1e-5)
+    stored = _tensors([reading])["layer_1_components"]
+    for number in range(2):
+        longer = float(scores[:, number].abs().max())
+        torch.testing.assert_close(stored.added(number, -1.0), -longer * pca.components[number])
+    mean = _tensors([reading])["layer_1_mean"].added(0, 1.0)
+    torch.testing.assert_close(mean, steered_by(method._directions(reading)["mean"]))

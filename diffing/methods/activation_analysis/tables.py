@@ -12,7 +12,7 @@ from diffing.lenses import examples as max_activating
 from diffing.lenses import readouts
 from diffing.lenses.token_shifts import MeanShift
 from diffing.methods.activation_analysis.measuring import AVERAGED, LARGEST, Measured
-from diffing.report import NamedTensor, Table, slug
+from diffing.report import Directions, NamedTensor, Table, slug
 
 BASE_MEAN, RANDOM = "base mean", "random direction"
 _WHERE = {
@@ -211,6 +211,12 @@ def tensors(measured: Sequence[Measured]) -> dict[str, NamedTensor]:
             f"mean difference over groups of tokens on {each.corpus}, layer {each.layer}; groups as in table "
             "mean_vectors",
             ("group", "d_model"),
+            Directions(
+                each.layer,
+                [mean.group for mean in each.means],
+                [each.summaries["norm_finetuned"].mean] * len(each.means),
+                "mean norm of the finetuned residual stream",
+            ),
         )
         for each in measured
     }

@@ -7,7 +7,7 @@ import pandas as pd
 from diffing.lenses import readouts
 from diffing.lenses.steering import steering_table
 from diffing.methods.activation_difference_lens.reading import Reading
-from diffing.report import NamedTensor, Table, slug
+from diffing.report import Directions, NamedTensor, Table, slug
 
 Row = Mapping[str, object]
 
@@ -160,5 +160,16 @@ def tensors(readings: Sequence[Reading]) -> dict[str, NamedTensor]:
         for key in ("difference", "base", "finetuned"):
             about = f"mean {key} of the residual stream on {reading.corpus}, layer {means.layer}{rows}"
             name = f"{slug(reading.corpus)}_layer_{means.layer}_{key}"
-            found[name] = NamedTensor(getattr(means, key).float(), about, ("pos", "d_model"))
+            found[name] = NamedTensor(getattr(means, key).float(), about, ("pos", "d_model"), _directions(reading))
     return found
+
+
+def _directions(reading: Reading) -> Directions:
+    """Strength 1 adds what it adds in the steering table: a vector as long as the mean residual norm."""
+    positions = reading.means.positions
+    return Directions(
+        reading.means.layer,
+        [f"position {position}" for position in positions],
+        [reading.means.residual_norm] * len(positions),
+        "mean norm of the finetuned residual stream",
+    )

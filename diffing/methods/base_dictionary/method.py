@@ -21,7 +21,7 @@ from diffing.methods.base_dictionary import faithful, findings, measuring, shown
 from diffing.methods.base_dictionary.figures import figures
 from diffing.methods.base_dictionary.reading import Latents, Reading
 from diffing.methods.base_dictionary.settings import DictionarySettings
-from diffing.report import Finding, NamedTensor, Report, Scalar, Table
+from diffing.report import Directions, Finding, NamedTensor, Report, Scalar, Table
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -195,10 +195,16 @@ def _findings(
 def _tensors(readings: Sequence[Reading]) -> dict[str, NamedTensor]:
     return {
         f"layer_{reading.layer}_top_latents": NamedTensor(
-            reading.latents.vectors.change[list(reading.top)],
-            f"what value 1 of latents {', '.join(map(str, reading.top))} adds to the difference at layer "
-            f"{reading.layer} (residual stream units)",
+            reading.latents.vectors.own[list(reading.top)],
+            f"what value 1 of latents {', '.join(map(str, reading.top))} adds at layer {reading.layer} to the side on "
+            "which it is longer (residual stream units)",
             ("latent", "d_model"),
+            Directions(
+                reading.layer,
+                [shown.named(latent) for latent in reading.top],
+                [float(reading.latents.at_largest(latent).norm()) for latent in reading.top],
+                "the latent's largest value met",
+            ),
         )
         for reading in readings
     }

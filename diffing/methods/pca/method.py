@@ -29,11 +29,14 @@ from diffing.lenses.steering import Answers, beside_controls, direction_rows, st
 from diffing.lenses.texts import document_blocks
 from diffing.methods.base import Study
 from diffing.methods.pca import tables
-from diffing.report import Finding, NamedTensor, Report, Scalar, Table, slug
+from diffing.report import Directions, Finding, NamedTensor, Report, Scalar, Table, slug
 from diffing.specs import JSON
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
+
+UNIT = "the largest projection met in that direction"
+"""What steering strength 1 is."""
 
 
 @dataclass(frozen=True)
@@ -309,15 +312,20 @@ def _scalars(reading: Reading) -> dict[str, Scalar]:
 def _tensors(readings: Sequence[Reading]) -> dict[str, NamedTensor]:
     stored = {}
     for reading in readings:
-        where = f"layer_{reading.layer}"
+        where, read = f"layer_{reading.layer}", len(reading.kurtosis)
+        largest = [max(reading.largest(number + 1, smallest) for smallest in (False, True)) for number in range(read)]
         stored[f"{where}_components"] = NamedTensor(
-            reading.pca.components, f"principal components, unit length, layer {reading.layer}", ("latent", "d_model")
+            reading.pca.components,
+            f"principal components, unit length, layer {reading.layer}",
+            ("latent", "d_model"),
+            Directions(reading.layer, [f"component {number}" for number in range(read)], largest, UNIT),
         )
+        along_mean = Directions(reading.layer, [tables.MEAN], [reading.largest(0, smallest=False)], UNIT)
         stored[f"{where}_mean"] = NamedTensor(
-            reading.pca.mean, f"mean over all corpora, layer {reading.layer}", ("d_model",)
+            reading.pca.mean, f"mean over all corpora, layer {reading.layer}", ("d_model",), along_mean
         )
         for corpus, mean in reading.means.items():
             stored[f"{where}_mean_{slug(corpus)}"] = NamedTensor(
-                mean, f"mean on {corpus}, layer {reading.layer}", ("d_model",)
+                mean, f"mean on {corpus}, layer {reading.layer}", ("d_model",), along_mean
             )
     return stored
