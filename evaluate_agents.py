@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,21 +19,25 @@ from hydra.utils import instantiate
 from inspect_ai.log import read_eval_log
 from omegaconf import DictConfig
 
-from diffing.agents.evaluation import Agent, Evaluation, evaluate, grades_of
+from diffing.agents import keywords
+from diffing.agents.claims import conversations, judged_claims
+from diffing.agents.evaluation import Agent, Evaluation, evaluating, grades_of
 from diffing.agents.judging import Grader, judged, rubric_of
-from diffing.agents.summary import SCORES, summary
+from diffing.agents.keywords import KeywordJudge
+from diffing.agents.live import LiveModels
+from diffing.agents.summary import SCORES, cost_in_words, summary
 from diffing.agents.task import Case
 from diffing.agents.truth import Fact, GroundTruth
 from diffing.entry import console, setup
 from diffing.entry.choices import check_choices
-from diffing.entry.live_models import LivePair
+from diffing.entry.live_models import declared_by
 from diffing.errors import SchemaMismatch
 from diffing.evidence import Evidence
 from diffing.html.page import write
 from diffing.lenses.judge import LLMJudge
-from diffing.models.pair import ModelPair
+from diffing.live_tools import LiveTool
 from diffing.report import Report
-from diffing.specs import artifact_name
+from diffing.specs import JSON, artifact_name
 from trackers import ArtifactRef, Kind, Tracker
 
 
@@ -44,23 +49,26 @@ def main(config: DictConfig) -> None:
         truth, pair = ground_truth(config), setup.pair_spec(config)
         method = HydraConfig.get().runtime.choices["diffing/method"]
         rubric_of(truth)
-        with setup.tracker(config, job="evaluate_agents") as tracker:
+        with ExitStack() as until_published, setup.tracker(config, job="evaluate_agents") as tracker:
             name = artifact_name("evaluation", method, pair)
             lines: dict[str, str] = {}
             if config.rescore is not None:
                 source, folder = tracker.fetch(f"{name}:{config.rescore}", Kind.EVALUATION)
                 result = stored(folder)
-                agent = replace(agent, model=result.grades["model"].iloc[0], repeats=int(result.grades["repeat"].max()))
+                model, repeats = result.grades["model"].iloc[0], int(result.grades["repeat"].max())
+                agent = replace(agent, model=model, repeats=repeats, dollars=None, max_dollars=None)
             else:
                 source, folder = tracker.fetch(f"{artifact_name('report', method, pair)}:{config.version}", Kind.REPORT)
                 report = Report.load(folder)
                 page = Path(config.html_dir) / f"{source.name}-v{source.version}.html"
                 write(report, page)
                 lines = {"page": str(page.resolve())}
-                live = LivePair(ModelPair(report.pair, config.device)) if agent.asks_live_models else None
+                case = case_of(config, report, source, truth, agent.asks_live_models)
                 with console.Bars().stage(f"{agent.model} investigates", None):
-                    result = evaluate([Case(Evidence([report]), truth, live)], agent, Path(config.log_dir))
-            result = with_levels(result, truth, [LLMJudge(grader) for grader in config.graders], config.grader_repeats)
+                    result = until_published.enter_context(
+                        evaluating([case], agent, Path(config.log_dir), retry_errors=config.retry_errors)
+                    )
+            result = with_levels(result, truth, judges(config.graders), config.grader_repeats)
             ref = publish(result, name, agent, source, tracker)
             console.summary(
                 f"{agent.model} on {method}, {pair.base.name} and {pair.organism}",
@@ -68,10 +76,32 @@ def main(config: DictConfig) -> None:
                     "evidence": str(source),
                     "evaluation": str(ref),
                     **grade_lines(result.grades),
+                    **cost_lines(result),
                     "transcript": f"{result.log}  (inspect view --log-dir {result.log.parent})",
                     **lines,
                 },
             )
+
+
+def case_of(config: DictConfig, report: Report, source: ArtifactRef, truth: GroundTruth, asked: bool) -> Case:
+    """What agents investigate; `asked` says whether they may ask live models."""
+    live, tools = live_models(config, report) if asked else (None, ())
+    labels: dict[str, JSON] = {
+        "organism": report.pair.organism,
+        "variant": report.pair.variant,
+        "base": report.pair.base.name,
+        "method": report.method,
+        "organism_type": truth.organism_type,
+        "null": truth.is_null,
+    }
+    made_of: JSON = {"report": str(source), "live": setup.plain(config.live) if asked else None}
+    return Case(Evidence([report]), truth, live, tools, labels, made_of)
+
+
+def live_models(config: DictConfig, report: Report) -> tuple[LiveModels, Sequence[LiveTool]]:
+    """What agents may ask, and the questions of the method's own that it answers."""
+    live: LiveModels = instantiate(config.live, _convert_="object").models(report.pair)
+    return live, declared_by(instantiate(config.diffing.method, _convert_="object"), report, live)
 
 
 def stored(folder: Path) -> Evaluation:
@@ -83,11 +113,23 @@ def stored(folder: Path) -> Evaluation:
     return Evaluation(grades_of(read_eval_log(str(logs[0]))).assign(report=report), logs[0])
 
 
-def with_levels(result: Evaluation, truth: GroundTruth, judges: Sequence[Grader], repeats: int) -> Evaluation:
-    """The evaluation with levels by `judges`; a null control needs none, and nothing else has a level without."""
+def judges(names: Sequence[str]) -> list[Grader | KeywordJudge]:
+    """Those that `graders=` names."""
+    return [KeywordJudge() if name == keywords.NAME else LLMJudge(name) for name in names]
+
+
+def with_levels(
+    result: Evaluation, truth: GroundTruth, judges: Sequence[Grader | KeywordJudge], repeats: int
+) -> Evaluation:
+    """The evaluation with levels and support by `judges`; a null control needs none for its level, and nothing else has
+    a level without."""
     if not judges and not truth.is_null:
         return result
     grades, verdicts = judged(result.grades, truth, judges, repeats)
+    if readers := [judge for judge in judges if isinstance(judge, Grader)]:
+        said = conversations(read_eval_log(str(result.log)))
+        grades, on_claims = judged_claims(grades, said, readers, repeats)
+        verdicts = pd.concat([verdicts, on_claims], ignore_index=True)
     return replace(result, grades=grades, verdicts=verdicts)
 
 
@@ -95,7 +137,7 @@ def ground_truth(config: DictConfig) -> GroundTruth:
     """What is true of the organism; goes to the grader only."""
     organism = setup.plain(config.organism)
     return GroundTruth(
-        organism_type=str(organism["type"]),
+        organism_type=str(organism["type"] or "null"),
         description=organism["description_long"],
         facts=[Fact(**fact) for fact in organism["facts"]],
         domain_words=organism["domain_words"],
@@ -113,6 +155,7 @@ def publish(result: Evaluation, name: str, agent: Agent, source: ArtifactRef, tr
         "agent": agent.model,
         "repeats": agent.repeats,
         "outcomes": result.grades["outcome"].value_counts().to_dict(),
+        "dollars": result.spent,
     }
     with tempfile.TemporaryDirectory() as folder:
         grades = result.grades if "report" in result.grades else result.grades.assign(report=str(source))
@@ -147,11 +190,24 @@ def grade_lines(grades: pd.DataFrame) -> dict[str, str]:
         scores = scores_of(row)
         lines[f"samples{of}"] = row["outcomes"]
         lines[f"grade{of}"] = ", ".join(f"{name} {value:.2f}" for name, value in scores.items()) or "none"
+        lines[f"cost{of}"] = cost_in_words(row)
     for _, row in grades[grades["outcome"] == "submitted"].head(1).iterrows():
         guess = "no meaningful difference" if row["no_meaningful_difference"] else row["domain"]
         lines["guess"] = f"{guess} (confidence {row['confidence']:.2f})"
         if row["found"] is not None and len(row["found"]):
             lines["facts found"] = "; ".join(row["found"])
+    return lines
+
+
+def cost_lines(result: Evaluation) -> dict[str, str]:
+    """What the table of grades does not say: samples to be run again, and dollars that none of its rows holds."""
+    lines = {}
+    failed = int(result.grades["outcome"].isin(["error", "not_run"]).sum())
+    if failed:
+        lines["not graded"] = f"{failed} ended in an error or were not run: the same command with retry_errors=true"
+    known = float(result.grades["dollars"].fillna(0.0).sum())
+    if result.spent is not None and result.spent > known + 1e-9:
+        lines["cost of all calls"] = f"${result.spent:.4f}, with samples that were cut off or run again"
     return lines
 
 

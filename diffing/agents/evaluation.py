@@ -4,63 +4,38 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import inspect_ai
 import pandas as pd
 
-# There is no public name for the error that a missing key or provider package raises.
+# There are no public names for the task that goes on with a log (Inspect's own way to do so finds tasks by their
+# files), and for the error that a missing key or provider package raises.
+from inspect_ai._eval.task import PreviousTask
 from inspect_ai._util.error import PrerequisiteError
-from inspect_ai.log import EvalLog, EvalSample
-from inspect_ai.model import ChatMessageAssistant, ChatMessageTool, Model, get_model
+from inspect_ai.log import EvalLog
+from inspect_ai.model import Model, get_model
 
 from diffing.agents import scripted  # noqa: F401  # registers the model
-from diffing.agents.progress import Outcome, Progress
-from diffing.agents.task import SCRIPTED, Access, Case, build_task, plans
+from diffing.agents.agent import Agent
+from diffing.agents.prices import known_to_inspect
+from diffing.agents.resuming import Unfinished, claimed, finished_samples, settings_of
+from diffing.agents.rows import grades_of
+from diffing.agents.spending import Purse
+from diffing.agents.task import Case, Plan, build_task, plans
 from diffing.errors import DiffingError, InvalidSetting, MissingInput
 from diffing.specs import JSON
+
+log = logging.getLogger(__name__)
+Display = Literal["none", "plain", "rich", "full"]
+MAX_RETRIES = 8
+"""Of one call, unless `Agent.generation` says otherwise: Inspect by itself asks for ever, also once money is spent."""
 
 
 class EvaluationFailed(DiffingError):
     """A run that was stopped before each sample had an outcome."""
-
-
-@dataclass(frozen=True)
-class Agent:
-    """Which model plays the agent, and how far it may go."""
-
-    model: str
-    """As Inspect AI names it: `anthropic/...`, `openai/...`, `openai-api/<service>/...`, `scripted/words`."""
-    turns: int = 30
-    """Messages of the model per sample; the last may only submit."""
-    tokens: int | None = None
-    """Limit on the tokens of a sample, input and output. Where it comes near, the next turn may only submit."""
-    seconds: int | None = None
-    """Limit on the time of a sample, likewise."""
-    repeats: int = 1
-    """Independent runs of each case, access and budget."""
-    access: Sequence[str] = (Access.METHOD.value,)
-    """What it may look at, each for itself: see `Access`."""
-    interactions: Sequence[int] = (0,)
-    """Budgets of texts that live models generate, each for itself."""
-    generation: Mapping[str, JSON] = field(default_factory=dict)
-    """Inspect's `GenerateConfig`: temperature, seed, max_connections, reasoning_effort, ..."""
-
-    def __post_init__(self) -> None:
-        if self.turns < 2 or self.repeats < 1:
-            raise InvalidSetting(f"an agent needs turns >= 2 and repeats >= 1, got {self.turns} and {self.repeats}")
-        unknown = [name for name in self.access if name not in [*Access]]
-        if unknown or not self.access or not self.interactions or min(self.interactions) < 0:
-            raise InvalidSetting(
-                f"an agent needs one access or more of {', '.join(Access)}, and budgets of interactions that are 0 or "
-                f"more; got access {list(self.access)} and interactions {list(self.interactions)}"
-            )
-
-    @property
-    def asks_live_models(self) -> bool:
-        return max(self.interactions) > 0 and any(name != Access.SCRIPTED for name in self.access)
 
 
 @dataclass(frozen=True)
@@ -71,94 +46,82 @@ class Evaluation:
     log: Path
     verdicts: pd.DataFrame | None = None
     """What judges said of each fact, if any were asked: see `diffing.agents.judging`."""
+    spent: float | None = None
+    """Dollars of all its calls, those of samples that were cut off or tried again among them; None if unpriced."""
 
 
-def evaluate(
-    cases: Sequence[Case], agent: Agent, log_dir: Path, display: Literal["none", "plain", "rich", "full"] = "none"
-) -> Evaluation:
+@contextmanager
+def evaluating(
+    cases: Sequence[Case], agent: Agent, log_dir: Path, display: Display = "none", retry_errors: bool = False
+) -> Iterator[Evaluation]:
     """Lets `agent` investigate each case, by every access and within every budget of its own.
+
+    The evaluation is finished when the block ends without an error. Until then the same call, in this process or in a
+    later one, goes on with it: samples that ended are not run again. A finished one is never gone on with, unless
+    `retry_errors` asks to run again what ended in an error in the last one, and what its cap left out.
 
     Everything that Inspect writes goes below `log_dir`. A sample that fails is a row with outcome `error`. Raises
     MissingInput for a model that cannot be reached at all (no key, unknown provider), InvalidSetting for no cases,
-    EvaluationFailed for a run that was stopped.
+    AlreadyRunning while another process is at the same evaluation, EvaluationFailed for a run that was stopped.
     """
     if not cases:
         raise InvalidSetting("evaluate needs at least one case, got none")
     planned = plans(cases, agent.access, agent.interactions)
     log_dir.mkdir(parents=True, exist_ok=True)
-    with _kept_inside(log_dir):
-        logs = inspect_ai.eval(
-            build_task(planned, agent.turns),
-            model=_model(agent.model),
+    settings, count = settings_of(planned, agent), len(planned) * agent.repeats
+    with claimed(log_dir / "inspect_state" / "unfinished", settings) as unfinished:
+        earlier = finished_samples(log_dir, unfinished, settings, retry_errors)
+        if earlier.log:
+            log.info("going on with %s: %d of %d samples have ended", earlier.names, len(earlier.samples), count)
+        with _kept_inside(log_dir):
+            found = _run(planned, agent, log_dir, display, unfinished, {"settings": settings}, earlier.log)
+        grades = grades_of(found)
+        if len(grades) != count:
+            reason = found.error.message if found.error else found.status
+            raise EvaluationFailed(f"{len(grades)} of {count} samples ended ({reason}); see {found.location}")
+        yield Evaluation(grades, Path(found.location), spent=unfinished.spent if agent.price else None)
+        earlier.remove(found)
+
+
+def evaluate(
+    cases: Sequence[Case], agent: Agent, log_dir: Path, display: Display = "none", retry_errors: bool = False
+) -> Evaluation:
+    """As `evaluating`, and finished when it returns."""
+    with evaluating(cases, agent, log_dir, display, retry_errors) as evaluation:
+        return evaluation
+
+
+def _run(
+    planned: Sequence[Plan],
+    agent: Agent,
+    log_dir: Path,
+    display: Display,
+    unfinished: Unfinished,
+    noted: Mapping[str, JSON],
+    earlier: EvalLog | None,
+) -> EvalLog:
+    """The log with all samples, those of `earlier` among them."""
+    model, purse = _model(agent.model), Purse(agent.max_dollars, unfinished.spent)
+    task = build_task(planned, agent.budget, purse, unfinished.paid)
+    price = agent.price
+    with known_to_inspect(model, price):
+        (found,) = inspect_ai.eval(
+            PreviousTask(earlier.eval.task_id, task, {}, model, None, None, earlier, None) if earlier else task,
+            model=model,
             epochs=agent.repeats,
+            metadata={**noted, "evaluation": unfinished.number, "price": asdict(price) if price else None},
             log_dir=str(log_dir),
+            log_buffer=1,
             display=display,
             token_limit=agent.tokens,
-            time_limit=agent.seconds,
             fail_on_error=False,
             score_display=False,
             log_realtime=False,
             ctl_server=False,
             acp_server=False,
-            **agent.generation,  # type: ignore[arg-type]  # Inspect checks them
+            **{"max_retries": MAX_RETRIES, **agent.generation},  # type: ignore[arg-type]  # Inspect checks them
         )
-    grades, log = grades_of(logs[0]), Path(logs[0].location)
-    if len(grades) != len(planned) * agent.repeats:
-        reason = logs[0].error.message if logs[0].error else logs[0].status
-        raise EvaluationFailed(f"{len(grades)} of {len(planned) * agent.repeats} samples ended ({reason}); see {log}")
-    return Evaluation(grades, log)
-
-
-def grades_of(log: EvalLog) -> pd.DataFrame:
-    """One row per sample of a log, also of one read back with `inspect_ai.log.read_eval_log`."""
-    return pd.DataFrame([_row(sample, log) for sample in log.samples or []])
-
-
-def _row(sample: EvalSample, log: EvalLog) -> dict[str, object]:
-    progress = sample.store_as(Progress)
-    score = (sample.scores or {}).get("keyword_recall")
-    value = score.value if score and isinstance(score.value, dict) else {}
-    calls = [
-        call.function
-        for message in sample.messages
-        if isinstance(message, ChatMessageAssistant)
-        for call in message.tool_calls or ()
-    ]
-    tool_errors = sum(isinstance(message, ChatMessageTool) and message.error is not None for message in sample.messages)
-    usage = list(sample.model_usage.values())
-    submission = progress.submission or {}
-    outcome, detail = _outcome(sample, progress)
-    metadata = sample.metadata
-    return {
-        "sample": str(sample.id),
-        "repeat": sample.epoch,
-        "model": SCRIPTED if metadata.get("access") == Access.SCRIPTED else log.eval.model,
-        "access": metadata.get("access"),
-        "interactions": metadata.get("interactions"),
-        "outcome": outcome.value,
-        "detail": detail,
-        **{name: value.get(name) for name in ("fact_recall", "domain_recall", "correct_null", "false_null")},
-        "found": list((score.metadata or {}).get("found", [])) if score and value else None,
-        **{name: submission.get(name) for name in ("domain", "behaviours", "evidence", "confidence")},
-        "no_meaningful_difference": submission.get("no_meaningful_difference"),
-        "forced": progress.forced,
-        "interactions_used": progress.interactions,
-        "messages": len(sample.messages),
-        "tool_calls": len(calls),
-        "tool_errors": tool_errors,
-        "input_tokens": sum(use.input_tokens for use in usage),
-        "output_tokens": sum(use.output_tokens for use in usage),
-        "seconds": sample.total_time,
-        "log": Path(log.location).name,
-    }
-
-
-def _outcome(sample: EvalSample, progress: Progress) -> tuple[Outcome, str]:
-    if sample.error:
-        return Outcome.ERROR, sample.error.message
-    if sample.limit and progress.submission is None:
-        return Outcome.NO_SUBMISSION, f"{sample.limit.type} limit {sample.limit.limit}"
-    return Outcome(progress.outcome or Outcome.NO_SUBMISSION), progress.detail
+    return found
 
 
 def _model(name: str) -> Model:

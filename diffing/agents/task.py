@@ -6,9 +6,10 @@ nothing else becomes a score of 0.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import partial
 from itertools import product
 
 from inspect_ai import Task
@@ -18,27 +19,41 @@ from inspect_ai.model import (
     ChatMessageSystem,
     ChatMessageTool,
     ChatMessageUser,
+    Model,
+    ModelOutput,
     execute_tools,
     get_model,
 )  # fmt: skip
+
+# The public count of a sample's dollars leaves out a call that ended it by another limit.
+from inspect_ai.model._model import sample_total_cost
 from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
-from inspect_ai.tool import Tool, ToolDef
-from inspect_ai.util import Limit, sample_limits, store_as
+from inspect_ai.tool import Tool, ToolDef, ToolFunction
+from inspect_ai.util import apply_limits, store_as, time_limit
 
 from diffing.agents import prompts
+from diffing.agents.declared import check_names, declared_tools
+from diffing.agents.directions import direction_tools
 from diffing.agents.grading import grade
+from diffing.agents.interactions import Interactions
 from diffing.agents.live import Batching, LiveModels, ask_model
+from diffing.agents.pace import Budget, Pace
+from diffing.agents.prices import SCRIPTED
 from diffing.agents.progress import Outcome, Progress
-from diffing.agents.tools import evidence_tools, submission_tool
+from diffing.agents.replies import whole_reply
+from diffing.agents.spending import Meter, Purse, Tariff, TooDear
+from diffing.agents.tools import SUBMIT, evidence_tools, submission_tool
+from diffing.agents.transcript import own_words
 from diffing.agents.truth import GroundTruth
 from diffing.blinding import Leak
 from diffing.errors import DiffingError, InvalidSetting
 from diffing.evidence import Evidence
+from diffing.live_tools import LiveTool
+from diffing.specs import JSON
 
-SCRIPTED = "scripted/words"
-ROOM = 2
-"""So many more turns as costly as the last must fit into a budget; else the next one is the last."""
+LABELS = ("organism", "variant", "base", "method", "organism_type", "null")
+"""What may be said of a case where no model reads it: columns of the grades."""
 
 
 class Access(StrEnum):
@@ -64,6 +79,18 @@ class Case:
     evidence: Evidence
     truth: GroundTruth
     live: LiveModels | None = None
+    tools: Sequence[LiveTool] = ()
+    """Further questions to the live models, for agents that have reports and interactions."""
+
+    labels: Mapping[str, JSON] = field(default_factory=dict)
+    """Some of LABELS. They go into the log and the grades, and never into a message."""
+    source: JSON = None
+    """What else tells this case from another with the same evidence: pinned versions, settings of live models."""
+
+    def __post_init__(self) -> None:
+        check_names(self.tools)
+        if unknown := [name for name in self.labels if name not in LABELS]:
+            raise InvalidSetting(f"unknown labels {unknown}; expected some of {', '.join(LABELS)}")
 
 
 @dataclass(frozen=True)
@@ -92,21 +119,36 @@ def plans(cases: Sequence[Case], access: Sequence[str], interactions: Sequence[i
     return found
 
 
-def build_task(planned: Sequence[Plan], turns: int, name: str = "find_the_finetune") -> Task:
-    """A task with samples `case_1`, `case_2`, ... Truths are the targets: in the log, never in a message."""
+def build_task(
+    planned: Sequence[Plan],
+    budget: Budget,
+    purse: Purse | None = None,
+    note: Callable[[float], object] = lambda dollars: None,
+) -> Task:
+    """A task with samples `case_1`, `case_2`, ... Truths are the targets: in the log, never in a message. `purse` is
+    what all samples may spend together, and `note` is told what each call cost."""
     by_id = {f"case_{number}": plan for number, plan in enumerate(planned, start=1)}
     for plan in planned:
         check_guard(plan.case.evidence)
     samples = [
         Sample(
             id=sample_id,
-            input=prompts.task(turns, plan.reports, plan.interactions),
+            input=prompts.task(budget.turns, plan.reports, plan.interactions),
             target=plan.case.truth.as_json(),
-            metadata={"access": plan.access.value, "interactions": plan.interactions},
+            metadata={**plan.case.labels, "access": plan.access.value, "interactions": plan.interactions},
         )
         for sample_id, plan in by_id.items()
     ]
-    return Task(dataset=MemoryDataset(samples), solver=_solver(by_id, turns), scorer=keyword_recall(), name=name)
+    solver = _solver(by_id, budget, purse or Purse(), note)
+    return Task(dataset=MemoryDataset(samples), solver=solver, scorer=keyword_recall(), name="find_the_finetune")
+
+
+def told(plan: Plan, turns: int) -> list[str]:
+    """All that a model is told before it has done anything, and what it may be told to go on."""
+    queue = Batching(plan.case.live) if plan.case.live else None
+    described = [_described(tool) for tool in _tools(plan, queue, run=0)]
+    first = [_system(plan), prompts.task(turns, plan.reports, plan.interactions)]
+    return [*first, prompts.CONTINUE, prompts.LAST_TURN, *described]
 
 
 def check_guard(evidence: Evidence) -> None:
@@ -122,7 +164,7 @@ def check_guard(evidence: Evidence) -> None:
             raise GuardFailed(f"the guard lets a name of class '{secret.kind}' pass")
 
 
-def _solver(by_id: Mapping[str, Plan], turns: int) -> Solver:
+def _solver(by_id: Mapping[str, Plan], budget: Budget, purse: Purse, note: Callable[[float], object]) -> Solver:
     queues = {id(models): Batching(models) for plan in by_id.values() if (models := plan.case.live)}
 
     # These come by closure: Inspect writes the arguments of a solver into its log.
@@ -130,12 +172,13 @@ def _solver(by_id: Mapping[str, Plan], turns: int) -> Solver:
     def investigate() -> Solver:
         async def solve(state: TaskState, generate: Generate) -> TaskState:
             plan, progress = by_id[str(state.sample_id)], store_as(Progress)
-            try:
-                progress.outcome, progress.detail = await _investigate(
-                    state, plan, queues.get(id(plan.case.live)), turns
-                )
-            except Leak as leak:
-                progress.outcome, progress.detail = Outcome.LEAKED, leak.kind
+            tariff = Tariff() if plan.access is Access.SCRIPTED else budget.tariff
+            meter = Meter(tariff, sample_total_cost, note)
+            async with purse.opened(meter) as admitted:
+                if admitted:
+                    await _timed(state, plan, queues.get(id(plan.case.live)), budget, meter)
+                else:
+                    progress.outcome, progress.detail = Outcome.NOT_RUN, f"${purse.cap} for the evaluation"
             return state
 
         return solve
@@ -143,95 +186,117 @@ def _solver(by_id: Mapping[str, Plan], turns: int) -> Solver:
     return investigate()
 
 
-async def _investigate(state: TaskState, plan: Plan, queue: Batching | None, turns: int) -> tuple[Outcome, str]:
-    """Runs the loop until it ends; the outcome and what there is to say about it. Raises Leak."""
-    progress, evidence, pace = store_as(Progress), plan.case.evidence, _Pace(turns)
+async def _timed(state: TaskState, plan: Plan, queue: Batching | None, budget: Budget, meter: Meter) -> None:
+    """Investigates, and writes down how that ended. The clock starts here: a sample may have waited for its share."""
+    progress = store_as(Progress)
+    with apply_limits([clock := time_limit(budget.seconds)], catch_errors=True) as scope:
+        try:
+            pace = Pace(budget, clock, meter)
+            progress.outcome, progress.detail = await _investigate(state, plan, queue, pace)
+        except Leak as leak:
+            progress.outcome, progress.detail = Outcome.LEAKED, leak.kind
+        except TooDear as dear:
+            progress.outcome, progress.detail = Outcome.NO_SUBMISSION, f"budget of dollars: {dear}"
+    if scope.limit_error and progress.outcome is None:
+        submitted = progress.submission is not None
+        progress.outcome = Outcome.SUBMITTED if submitted else Outcome.NO_SUBMISSION
+        progress.detail = "" if submitted else f"time limit {budget.seconds}"
+
+
+async def _investigate(state: TaskState, plan: Plan, queue: Batching | None, pace: Pace) -> tuple[Outcome, str]:
+    """Runs the loop until it ends; the outcome and what there is to say about it. Raises Leak and TooDear.
+
+    The last turn is asked for in words alone, so that all that came before stays in the service's cache. Who does not
+    submit then is asked once more, and offered nothing else.
+    """
+    progress, evidence = store_as(Progress), plan.case.evidence
     tools = _tools(plan, queue, state.epoch)
+    pace.meter.offers([_described(tool) for tool in tools])
     model = get_model(SCRIPTED) if plan.access is Access.SCRIPTED else get_model()
-    state.messages.insert(0, ChatMessageSystem(content=prompts.system(plan.reports, plan.interactions > 0)))
+    state.messages.insert(0, ChatMessageSystem(content=_system(plan)))
     passed = 0
     while True:
-        progress.forced = pace.last_because(plan, progress)
+        insisting = bool(progress.forced)
+        nothing_left = not plan.reports and progress.interactions >= plan.interactions > 0
+        progress.forced = progress.forced or pace.last_because(state.messages, nothing_left)
         if progress.forced:
             state.messages.append(ChatMessageUser(content=prompts.LAST_TURN))
         _guard(evidence, state.messages[passed:])
         passed = len(state.messages)
-        state.output = await model.generate(state.messages, tools[-1:] if progress.forced else tools)
+        pace.meter.plans(state.messages)
+        state.output = await whole_reply(partial(_reply, model, state.messages, tools, insisting, pace.meter))
         state.messages.append(state.output.message)
+        pace.meter.paid(state.output, state.messages)
+        progress.unmetered += state.output.usage is None and str(model) != SCRIPTED
+        progress.guessed = sorted({*progress.guessed, *evidence.named(own_words(state.output.message))})
         if state.output.stop_reason == "content_filter":
             return Outcome.REFUSED, state.output.error or ""
         if state.output.stop_reason == "model_length":
             return Outcome.NO_SUBMISSION, "context window"
         if state.output.message.tool_calls:
-            state.messages.extend(await _results(state.messages, tools, evidence))
+            state.messages.extend(await _results(state.messages, tools[-1:] if progress.forced else tools, evidence))
             if progress.submission is not None:
                 return Outcome.SUBMITTED, ""
         elif not progress.forced:
             state.messages.append(ChatMessageUser(content=prompts.CONTINUE))
-        if progress.forced:
+        if insisting:
             return Outcome.NO_SUBMISSION, pace.said(progress.forced)
+
+
+async def _reply(
+    model: Model, messages: list[ChatMessage], tools: Sequence[Tool], insisting: bool, meter: Meter
+) -> ModelOutput:
+    """One call, if it can be paid for."""
+    meter.check()
+    if insisting:
+        return await model.generate(messages, tools[-1:], tool_choice=ToolFunction(SUBMIT))
+    return await model.generate(messages, tools)
+
+
+def _system(plan: Plan) -> str:
+    return prompts.system(plan.reports, plan.interactions > 0)
+
+
+def _described(tool: Tool) -> str:
+    defined = ToolDef(tool)
+    return f"{defined.name} {defined.description} {defined.parameters.model_dump_json()}"
 
 
 def _tools(plan: Plan, queue: Batching | None, run: int) -> list[Tool]:
     """The submission comes last. What a model reads about tools passes the guard too."""
     tools = evidence_tools(plan.case.evidence) if plan.reports else []
     if plan.interactions and queue:
-        tools.append(ask_model(queue, plan.case.evidence, plan.interactions, run))
+        paying = Interactions(plan.interactions, plan.case.evidence)
+        tools.append(ask_model(queue, paying, run))
+        if plan.reports:
+            tools += direction_tools(queue, plan.case.evidence, paying, run)
+            tools += declared_tools(plan.case.tools, queue, paying)
     tools.append(submission_tool())
-    for defined in map(ToolDef, tools):
-        plan.case.evidence.guard(f"{defined.name} {defined.description} {defined.parameters.model_dump_json()}")
+    for tool in tools:
+        plan.case.evidence.guard(_described(tool))
     return tools
 
 
 async def _results(messages: list[ChatMessage], tools: Sequence[Tool], evidence: Evidence) -> list[ChatMessage]:
     """Answers to the tool calls of the last message. Texts of errors, which libraries write too, lose their names."""
     results = await execute_tools(messages, tools, max_output=0)
+    guessed = store_as(Progress).guessed
     for message in results.messages:
         if isinstance(message, ChatMessageTool) and message.error:
-            message.error.message = evidence.withheld(message.error.message)
-            message.content = evidence.withheld(message.text)
+            message.error.message = evidence.withheld(message.error.message, guessed)
+            message.content = evidence.withheld(message.text, guessed)
     return results.messages
 
 
 def _guard(evidence: Evidence, messages: Sequence[ChatMessage]) -> None:
-    """Raises Leak for a message of ours that names the pair. What the model said itself is its own guess."""
+    """Raises Leak for a message of ours that names the pair. What the model said itself is its own guess, and so is
+    what tools repeat of it."""
+    guessed = store_as(Progress).guessed
     for message in messages:
         if message.role != "assistant":
-            evidence.guard(message.text)
+            evidence.guard(message.text, guessed if message.role == "tool" else ())
         if isinstance(message, ChatMessageTool) and message.error:
-            evidence.guard(message.error.message)
-
-
-@dataclass
-class _Pace:
-    """Watches the budgets of a sample, so that its last turn begins while there is still room for one."""
-
-    turns: int
-    taken: int = 0
-    _used: dict[str, float] = field(default_factory=dict)
-
-    def last_because(self, plan: Plan, progress: Progress) -> str:
-        """The budget for which the turn that begins must be the last; empty if there is none."""
-        self.taken += 1
-        short = self._short()
-        if self.taken == self.turns:
-            return "turns"
-        if not plan.reports and progress.interactions >= plan.interactions > 0:
-            return "interactions"
-        return short
-
-    def said(self, forced: str) -> str:
-        return f"{self.turns} turns" if forced == "turns" else f"budget of {forced}"
-
-    def _short(self) -> str:
-        found, limits = "", sample_limits()
-        watched: dict[str, Limit] = {"seconds": limits.time, "tokens": limits.token}
-        for name, limit in watched.items():
-            used = limit.usage - self._used.get(name, 0.0)
-            self._used[name] = limit.usage
-            if self.taken > 1 and limit.remaining is not None and limit.remaining < ROOM * used:
-                found = name
-        return found
+            evidence.guard(message.error.message, guessed)
 
 
 @scorer(metrics=[])
