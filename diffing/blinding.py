@@ -10,7 +10,7 @@ where the method writes (names, descriptions) and where a column lists corpora, 
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,14 +74,22 @@ class Blinding:
         self._free = _Pattern(self.secrets)
         self._written = _Pattern(tuple(_distinct(named, plain=True)))
 
-    def guard(self, text: str) -> None:
-        """Raises Leak if `text` holds one of `secrets`."""
-        if secret := self._free.first(text):
+    def guard(self, text: str, guessed: Collection[str] = ()) -> None:
+        """Raises Leak if `text` holds one of `secrets`, those `guessed` excepted."""
+        if secret := self._unless(guessed).first(text):
             raise Leak(secret.kind)
 
-    def unnamed(self, text: str) -> str:
+    def unnamed(self, text: str, guessed: Collection[str] = ()) -> str:
         """A text that somebody else wrote, without the names that the guard looks for."""
-        return self._free.replace(text)
+        return self._unless(guessed).replace(text)
+
+    def named(self, text: str) -> set[str]:
+        """The names that the guard looks for and `text` holds, whatever marks and spaces part their words."""
+        said = f" {_words(text)} "
+        return {secret.text for secret in self.secrets if f" {_words(secret.text)} " in said}
+
+    def _unless(self, guessed: Collection[str]) -> "_Pattern":
+        return _Pattern([each for each in self.secrets if each.text not in guessed]) if guessed else self._free
 
     def written(self, text: str) -> str:
         """A text that a method or this package wrote, without any name."""
@@ -113,7 +121,13 @@ class Blinding:
         )
 
     def _tensor(self, item: NamedTensor) -> NamedTensor:
-        return replace(item, about=self.written(item.about), axes=[self.written(axis) for axis in item.axes])
+        directions = item.directions and replace(
+            item.directions,
+            names=[self.written(name) for name in item.directions.names],
+            unit=self.written(item.directions.unit),
+        )
+        axes = [self.written(axis) for axis in item.axes]
+        return replace(item, about=self.written(item.about), axes=axes, directions=directions)
 
     def _table(self, table: Table) -> Table:
         names = self._renamed(table.columns)
@@ -175,6 +189,10 @@ class _Pattern:
     def replace(self, text: str) -> str:
         shown: Callable[[re.Match[str]], str] = lambda match: self._secret(match).shown  # noqa: E731
         return self._pattern.sub(shown, text)
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
 
 
 def plain(cell: object) -> object:

@@ -4,9 +4,10 @@ Built from Reports alone: it knows no tracker and no model. Names are replaced o
 (`diffing.blinding`), and every answer passes the guard on its way out. Answers are JSON.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
@@ -16,12 +17,14 @@ from pandas.api.types import is_numeric_dtype
 
 from diffing.blinding import Blinded, Blinding, Secret, plain
 from diffing.errors import DiffingError, nearest_first
-from diffing.report import Report, Table
+from diffing.report import Directions, NamedTensor, Report, Table
 
 MAX_ROWS = 200
 MAX_CHARS = 30_000
 MAX_CELL = 2_000
 TENSOR_ROWS = 16
+NAMES = 12
+"""Names of directions that an overview lists; `Evidence.tensor` has all of them."""
 DISTINCT = 12
 """A column with at most so many short values has them listed."""
 
@@ -29,7 +32,10 @@ T = TypeVar("T")
 
 
 class EvidenceError(DiffingError):
-    """A question about evidence that is not there; its text tells the agent what is."""
+    """A question about evidence that is not there; its text tells the agent what is.
+
+    It never repeats what was asked for: blinded, that would tell an agent whether a name that it tried is one.
+    """
 
 
 @dataclass(frozen=True)
@@ -41,15 +47,38 @@ class _Detail:
     scalars: int = 50
     described: bool = True
     abouts: bool = True
+    names: int = NAMES
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A row of a tensor, which models can be steered with. Everything in it is blinded."""
+
+    name: str
+    layer: int
+    unit: str
+    """What strength 1 is."""
+    length: float
+    """L2 norm of what strength 1 adds (residual stream units); 0 where the row is."""
+    item: NamedTensor
+    row: int
+
+    def added(self, strength: float = 1.0) -> tuple[float, ...]:
+        """What steering adds to the residual stream at the output of block `layer`."""
+        return tuple(self.item.added(self.row, strength).tolist())
 
 
 _LADDER = (
     (_Detail(), ""),
-    (_Detail(rows=2), "sample rows beyond 2 of each table"),
-    (_Detail(rows=0), "all sample rows"),
-    (_Detail(rows=0, findings=8, scalars=12), "findings beyond 8 and scalars beyond 12 of each report"),
-    (_Detail(rows=0, findings=8, scalars=12, described=False), "descriptions of columns"),
-    (_Detail(rows=0, findings=0, scalars=0, described=False, abouts=False), "findings, scalars and all descriptions"),
+    (_Detail(names=2), "names of directions beyond 2 of each tensor"),
+    (_Detail(rows=2, names=2), "sample rows beyond 2 of each table"),
+    (_Detail(rows=0, names=2), "all sample rows"),
+    (_Detail(rows=0, findings=8, scalars=12, names=2), "findings beyond 8 and scalars beyond 12 of each report"),
+    (_Detail(rows=0, findings=8, scalars=12, described=False, names=2), "descriptions of columns"),
+    (
+        _Detail(rows=0, findings=0, scalars=0, described=False, abouts=False, names=0),
+        "findings, scalars, all descriptions and all names of directions",
+    ),
 )
 """What an overview gives up, in this order, until it fits."""
 
@@ -68,13 +97,35 @@ class Evidence:
         """The terms that the guard looks for."""
         return self._blinding.secrets
 
-    def guard(self, text: str) -> None:
-        """Raises Leak if `text` holds one of `secrets`."""
-        self._blinding.guard(text)
+    def digest(self) -> str:
+        """Of everything that can be asked for: the same for the same evidence alone."""
+        found = hashlib.sha256()
+        for report in self._reports.values():
+            told = [report.method, report.no_difference, report.scalars, report.findings]
+            told += [(name, table.about, table.columns, table.view) for name, table in report.tables.items()]
+            told += [(name, item.about, item.axes, item.directions) for name, item in report.tensors.items()]
+            found.update(repr(told).encode())
+            for table in report.tables.values():
+                found.update(str(table.frame.to_json(orient="split", double_precision=15)).encode())
+            for item in report.tensors.values():
+                found.update(item.tensor.double().cpu().numpy().tobytes())
+        return found.hexdigest()
 
-    def withheld(self, text: str) -> str:
-        """A text that passes the guard: one that a model or a library wrote, without the names in it."""
-        return self._blinding.unnamed(text)
+    def guard(self, text: str, guessed: Collection[str] = ()) -> None:
+        """Raises Leak if `text` holds one of `secrets`, those `guessed` excepted."""
+        self._blinding.guard(text, guessed)
+
+    def withheld(self, text: str, guessed: Collection[str] = ()) -> str:
+        """A text that passes the guard: one that a model or a library wrote, without the names in it.
+
+        Names that the agent wrote before anybody told it (`guessed`) stay: to take out a right guess, and leave all
+        wrong ones, would confirm it.
+        """
+        return self._blinding.unnamed(text, guessed)
+
+    def named(self, text: str) -> set[str]:
+        """Those of `secrets` that a text of the agent holds, in whatever spelling."""
+        return self._blinding.named(text)
 
     def overview(self, max_chars: int = 12_000) -> str:
         """All reports in brief, in at most `max_chars` characters; `dropped` says what had to go for that."""
@@ -149,9 +200,41 @@ class Evidence:
         }
         answer |= {"total": len(values), "offset": offset, "index": [[int(i) for i in place] for place in places]}
         answer |= {"norms": _cells(norms, MAX_CELL), "cosines": [_cells(row, MAX_CELL) for row in cosines]}
+        if item.directions is not None:
+            answer["directions"] = _brief_directions(item.directions, offset, TENSOR_ROWS)
         if offset + len(rows) < len(values):
             answer["notice"] = _more(offset, len(rows), len(values))
         return self._checked(_dumps(answer))
+
+    @property
+    def has_directions(self) -> bool:
+        """Whether any report has one."""
+        return any(item.directions for report in self._reports.values() for item in report.tensors.values())
+
+    def direction(self, report: str, tensor: str, row: int | str) -> Direction:
+        """The direction that is a row of a tensor; rows are numbered from 0, and have names, as `overview` says."""
+        tensors = self._find(self._reports, "report", report).tensors
+        item = self._find(tensors, "tensor", tensor)
+        known = item.directions
+        if known is None:
+            having = ", ".join(name for name, each in tensors.items() if each.directions) or "none"
+            raise self._error(f"the rows of tensor '{tensor}' are no directions; those of these are: {having}")
+        number = self._row(known.names, row)
+        length = float(item.added(number, 1.0).norm())
+        return Direction(known.names[number], known.layer, known.unit, length, item, number)
+
+    def _row(self, names: Sequence[str], row: int | str) -> int:
+        """A row by its name, else by its number, which may come as a text."""
+        found = [number for number, name in enumerate(names) if name == row]
+        if len(found) > 1:
+            raise self._error(f"rows {found} have that name; ask for one of these numbers")
+        if not found and re.fullmatch(r"\d+", str(row)) and int(row) < len(names):
+            found = [int(row)]
+        if not found:
+            nearest = nearest_first(str(row), list(dict.fromkeys(names)))
+            listed = ", ".join(f"'{name}'" for name in nearest[:TENSOR_ROWS]) or "none"
+            raise self._error(f"expected the number of a row, from 0 to {len(names) - 1}, or a name; nearest: {listed}")
+        return found[0]
 
     def _checked(self, text: str) -> str:
         self.guard(text)
@@ -163,7 +246,7 @@ class Evidence:
     def _find(self, known: Mapping[str, T], what: str, name: str) -> T:
         if name not in known:
             listed = ", ".join(nearest_first(name, list(known))) or "none exist"
-            raise self._error(f"unknown {what} '{name}'; known, nearest first: {listed}")
+            raise self._error(f"unknown {what}; known, nearest first: {listed}")
         return known[name]
 
     def _equals(self, column: pd.Series, name: str, value: object) -> pd.Series:
@@ -173,7 +256,7 @@ class Evidence:
         try:
             return column.astype(float).isin([float(item if isinstance(item, bool) else str(item)) for item in allowed])
         except ValueError:
-            raise self._error(f"column '{name}' holds numbers; `where` asks for {value!r}") from None
+            raise self._error(f"column '{name}' holds numbers; `where` asks for something else") from None
 
 
 def _brief(name: str, report: Blinded, detail: _Detail) -> dict[str, object]:
@@ -191,15 +274,27 @@ def _brief(name: str, report: Blinded, detail: _Detail) -> dict[str, object]:
     brief["tensors"] = {
         key: {"shape": list(item.tensor.shape), "axes": list(item.axes)}
         | ({"about": item.about} if detail.abouts else {})
+        | ({"directions": _brief_directions(item.directions, 0, detail.names)} if item.directions else {})
         for key, item in report.tensors.items()
     }
+    return brief
+
+
+def _brief_directions(directions: Directions, start: int, count: int) -> dict[str, object]:
+    """Names of the rows from `start` on, and how to see the others."""
+    names = list(directions.names[start : start + count])
+    brief: dict[str, object] = {"layer": directions.layer, "unit": directions.unit, "names": names}
+    if len(names) < len(directions.names):
+        first = f" from row {start} on" if start else ""
+        brief["notice"] = f"{len(names)} of {len(directions.names)} names{first}; tensor_summary has more"
     return brief
 
 
 def _brief_table(table: Table, detail: _Detail) -> dict[str, object]:
     brief: dict[str, object] = {"about": table.about} if detail.abouts else {}
     brief["rows"] = len(table.frame)
-    brief["columns"] = dict(table.columns) if detail.described else list(table.columns)
+    columns = {str(name): table.columns[str(name)] for name in table.frame.columns}  # in the order of a row
+    brief["columns"] = columns if detail.described else list(columns)
     values = {str(name): _distinct_values(table.frame[name]) for name in table.frame.columns}
     brief["values"] = {name: known for name, known in values.items() if known}
     if table.view:

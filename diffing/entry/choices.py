@@ -7,7 +7,7 @@ from diffing.errors import MissingInput, UnknownName
 from diffing.specs import VariantSpec
 
 CONF = Path(__file__).parents[2] / "conf"
-GROUPS = ("organism", "model", "diffing/method", "corpus", "tracker", "agent")
+GROUPS = ("organism", "model", "diffing/method", "corpus", "tracker", "agent", "live")
 
 
 def options(group: str) -> list[str]:

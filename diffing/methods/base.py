@@ -17,6 +17,7 @@ from diffing.axes import Stream
 from diffing.errors import InvalidSetting, UnknownName
 from diffing.learners.base import Learner, load_learner
 from diffing.learners.scratch import Scratch
+from diffing.live_tools import LiveTool
 from diffing.models.pair import ModelPair
 from diffing.report import Report
 from diffing.specs import JSON, CorpusSpec
@@ -145,4 +146,13 @@ class LearningMethod(Protocol):
 
     def fit(self, study: Study, logger: "Logger | None") -> Mapping[str, Learner]:
         """Fits what `run` will ask `study` for, from `study.caches`; empty where there is nothing to fit."""
+        ...
+
+
+@runtime_checkable
+class HasLiveTools(Protocol):
+    """A method by which agents may put questions of their own to the pair of a report."""
+
+    def live_tools(self, report: Report, pair: ModelPair) -> Sequence[LiveTool]:
+        """Loads nothing: the pair's weights load when a tool is first called."""
         ...

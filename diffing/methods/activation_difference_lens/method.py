@@ -19,9 +19,11 @@ from diffing.lenses.patchscope import INTERSECTION
 from diffing.lenses.scale import SCALES
 from diffing.lenses.steering import Answers
 from diffing.lenses.strength import StrengthSearch
+from diffing.live_tools import LiveTool
 from diffing.methods.activation_difference_lens import figures, findings, known_tables, tables
 from diffing.methods.activation_difference_lens.carried import CausalSettings, causal_effects
 from diffing.methods.activation_difference_lens.lenses import Scoped, lens_rows, patchscopes, scale_rule
+from diffing.methods.activation_difference_lens.live import difference_tool
 from diffing.methods.activation_difference_lens.reading import Reading, Window, read
 from diffing.methods.activation_difference_lens.relevant import (
     RelevanceSettings,
@@ -32,6 +34,7 @@ from diffing.methods.activation_difference_lens.relevant import (
 from diffing.methods.activation_difference_lens.similar import SimilaritySettings, similarity_rows
 from diffing.methods.activation_difference_lens.steered import Direction, Plan, search_strengths, steered_rows
 from diffing.methods.base import Study
+from diffing.models.pair import ModelPair
 from diffing.report import Report, Table
 
 Rows = list[dict[str, object]]
@@ -121,6 +124,10 @@ class ActivationDifferenceLens:
             figures=figures.figures(readings, found),
             findings=findings.findings(readings, telling, found),
         )
+
+    def live_tools(self, report: Report, pair: ModelPair) -> Sequence[LiveTool]:
+        """The lens on texts that an agent writes."""
+        return [difference_tool(report, pair)]
 
     def _measured(self, study: Study, telling: Sequence[Reading]) -> dict[str, Table]:
         judge = LLMJudge(self.judge) if self.judge else None

@@ -90,7 +90,7 @@ def read(
     means = _means(study, corpus, layers, window, chat)
     wanted = [*range(-window.n_before, 0), *positions] if chat else positions
     for layer in layers:
-        yield _reading(corpus.spec.name, means[layer], wanted, study.seed, has_sink=not chat)
+        yield reading_of(corpus.spec.name, means[layer], wanted, study.seed, has_sink=not chat)
 
 
 def _means(study: Study, corpus: Corpus, layers: Sequence[int], window: Window, chat: bool) -> dict[int, PositionMeans]:
@@ -116,7 +116,8 @@ def _means(study: Study, corpus: Corpus, layers: Sequence[int], window: Window, 
         raise EmptyCorpus(f"corpus '{corpus.spec.name}': {error}") from error
 
 
-def _reading(corpus: str, means: PositionMeans, wanted: Sequence[int], seed: int, has_sink: bool) -> Reading:
+def reading_of(corpus: str, means: PositionMeans, wanted: Sequence[int], seed: int, has_sink: bool) -> Reading:
+    """The vectors at those of the wanted positions that texts reach."""
     reached = [position for position in wanted if position in means.positions]
     positions = [position for position in reached if means.difference[position - means.first].any()]
     rows = [position - means.first for position in positions]

@@ -15,9 +15,12 @@ import torch
 from diffing.errors import EmptyCorpus, InvalidSetting
 from diffing.lenses.divergence import Divergence, TextDivergences, next_token_changes, text_divergences
 from diffing.lenses.examples import Examples, Texts, TopExamples
+from diffing.live_tools import LiveTool
 from diffing.methods.base import Study
 from diffing.methods.kl import figures, findings, tables
+from diffing.methods.kl.live import kl_tool
 from diffing.methods.kl.measured import Measured
+from diffing.models.pair import ModelPair
 from diffing.report import NamedTensor, Report, Scalar, Table, slug
 from diffing.text.corpus import Corpus
 from diffing.text.windows import token_sequences
@@ -101,6 +104,10 @@ class KLDivergence:
             figures={} if identical else figures.figures(measured, found["by_position"]),
             findings=[findings.no_difference(measured)] if identical else findings.findings(measured, found),
         )
+
+    def live_tools(self, report: Report, pair: ModelPair) -> Sequence[LiveTool]:
+        """The divergence on texts that an agent writes."""
+        return [kl_tool(pair)]
 
     def _measure(self, study: Study, corpus: Corpus) -> Measured:
         """One pass over one corpus."""
