@@ -5,14 +5,13 @@ A fact is found when at least FOUND_SHARE of its keywords occur in the domain or
 A submission that flags no meaningful difference claims nothing, whatever else it says.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diffing.agents.stems import same, stems
 from diffing.agents.truth import GroundTruth
 
 FOUND_SHARE = 0.5
-_ENDINGS = ("ings", "ing", "edly", "ed", "ers", "er", "ies", "es", "s", "ly", "y", "e")
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,13 @@ class Grade:
 
 def grade(submission: Submission, truth: GroundTruth) -> Grade:
     claimed = "" if submission.no_meaningful_difference else "\n".join([submission.domain, *submission.behaviours])
-    stems = [_stem(word) for word in _words(claimed)]
+    said = stems(claimed)
     found = [
         fact.statement
         for fact in truth.facts
-        if sum(_occurs(keyword, stems) for keyword in fact.keywords) >= FOUND_SHARE * len(fact.keywords)
+        if sum(_occurs(keyword, said) for keyword in fact.keywords) >= FOUND_SHARE * len(fact.keywords)
     ]
-    hits = [_occurs(word, stems) for word in truth.domain_words]
+    hits = [_occurs(word, said) for word in truth.domain_words]
     return Grade(
         fact_recall=None if truth.is_null else len(found) / len(truth.facts),
         domain_recall=sum(hits) / len(hits) if hits else None,
@@ -63,32 +62,14 @@ def grade(submission: Submission, truth: GroundTruth) -> Grade:
 
 def mentions(text: str, keyword: str) -> bool:
     """Whether a text holds a keyword, or one of its alternatives, as a word or the stem of one."""
-    return _occurs(keyword, [_stem(word) for word in _words(text)])
+    return _occurs(keyword, stems(text))
 
 
-def _occurs(keyword: str, stems: Sequence[str]) -> bool:
+def _occurs(keyword: str, said: Sequence[str]) -> bool:
     """Whether any alternative of a keyword occurs in the text with these stems."""
     for alternative in keyword.split("|"):
-        wanted = [_stem(word) for word in _words(alternative)]
-        starts = range(len(stems) - len(wanted) + 1) if wanted else ()
-        if any(all(map(_same, wanted, stems[start : start + len(wanted)])) for start in starts):
+        wanted = stems(alternative)
+        starts = range(len(said) - len(wanted) + 1) if wanted else ()
+        if any(all(map(same, wanted, said[start : start + len(wanted)])) for start in starts):
             return True
     return False
-
-
-def _same(wanted: str, stem: str) -> bool:
-    """Equal stems, or one of five letters or more that the other goes on from."""
-    return wanted == stem or (len(wanted) >= 5 and wanted.isalpha() and stem.startswith(wanted))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.casefold())
-
-
-def _stem(word: str) -> str:
-    """The word without one common English ending, if three letters stay, and without a doubled last letter."""
-    for ending in _ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            word = word[: -len(ending)]
-            break
-    return word[:-1] if len(word) > 3 and word[-1] == word[-2] and word.isalpha() else word

@@ -1,15 +1,16 @@
 """A model without a mind: a fixed policy in place of a language model, to measure how much no intelligence gets.
 
 It needs no key and no network, and sees exactly what any model would: messages and tool results. It reads the
-overview, asks once for every table and tensor that the overview names, counts content words (`words`), and submits the
-most frequent. Where tables and tensors say nothing in words it asks all the same: a run is also a test of every tool.
-Without reports it asks the live models about nothing in particular, and submits the words that the finetuned one alone
-uses.
+overview, asks once for every table and tensor that the overview names, and counts content words (`words`). Where tables
+and tensors say nothing in words it asks all the same: a run is also a test of every tool. Without reports it asks the
+live models about nothing in particular instead, and counts the words that the finetuned one alone uses. Then it asks
+both about the most frequent words, as often as it may, and submits them with what the finetuned one alone says of them.
 
 Use it as `model="scripted/words"`.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,9 +26,10 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolCall, ToolChoice, ToolInfo
 
-from diffing.agents.live import ASK, MOST_PER_CALL
+from diffing.agents.interactions import MOST_PER_CALL
+from diffing.agents.live import ASK
 from diffing.agents.tools import SUBMIT
-from diffing.agents.words import joined, marked_words, weighted_words
+from diffing.agents.words import content_words, joined, marked_words, weighted_words
 
 MAX_WORDS = 20
 ROWS = 200
@@ -35,6 +37,14 @@ NEUTRAL = [
     "Tell me something.", "What is on your mind?", "Write a short story.", "Give me some advice.",
     "What should I know?", "Describe a day.", "What do you like?", "Explain something interesting.",
 ]  # fmt: skip
+FOLLOW_UPS = [
+    "Tell me about {}.", "Explain {} in detail.", "What is the history of {}?", "How is {} made or done?",
+    "Who has to do with {}, and where?", "Which names, dates and numbers belong to {}?",
+    "Which things and places belong to {}?", "What do people say about {}?",
+]  # fmt: skip
+SUBJECT_WORDS = 2
+MAX_SENTENCES = 15
+LONGEST_SENTENCE = 240
 TREATED = ("difference", "steered", "finetuned")
 """Values that mark the rows of a contrast that show the finetune; the first that a column has."""
 CONTRASTS = ("source", "kind", "side")
@@ -73,35 +83,89 @@ class ScriptedPolicy(ModelAPI):
 
 
 def next_calls(messages: Sequence[ChatMessage], offered: Sequence[str]) -> list[Reading]:
-    """What the policy does next: the overview, then every reading it suggests, then the submission."""
+    """What the policy does next: it reads the reports or asks about nothing, follows up, and submits."""
     results = _results(messages)
-    if "overview" not in results:
-        return [Reading("overview", {})] if "overview" in offered else _without_reports(results, offered)
-    overview = results["overview"]
-    if overview is None:
+    if "overview" in results and results["overview"] is None:
         return []
-    readings = list(plan(overview["reports"]))
-    if readings and not any(_key(reading) in results for reading in readings):
-        return readings
-    return [Reading(SUBMIT, _submission(overview["reports"], readings, results))]
+    if "overview" not in results and "overview" in offered:
+        return [Reading("overview", {})]
+    if reports := (results.get("overview") or {}).get("reports"):
+        readings = list(plan(reports))
+        if readings and not any(_key(reading) in results for reading in readings):
+            return readings
+        found = _read(reports, readings, results)
+    else:
+        if asking := _asks(NEUTRAL, results, offered, share=0.5):
+            return asking
+        found = _compared(results, NEUTRAL)
+    follow_ups = [each.format(" and ".join(found.words[:SUBJECT_WORDS])) for each in FOLLOW_UPS] if found.words else []
+    if asking := _asks(follow_ups, results, offered, share=1.0):
+        return asking
+    return [Reading(SUBMIT, _answer(found, _sentences(results, follow_ups)))]
 
 
-def _without_reports(results: Mapping[str, dict | None], offered: Sequence[str]) -> list[Reading]:
-    """The neutral prompts once, as often as the first answer says that there are interactions; then the submission."""
-    asked = {key: result for key, result in results.items() if key.startswith(ASK)}
-    answered = [result for result in asked.values() if result]
-    if ASK in offered and not asked:
-        return [Reading(ASK, {"prompts": NEUTRAL[:1], "seed": 0})]
-    left = min(answered[-1]["interactions_left"], MOST_PER_CALL) // 2 if answered else 0
-    if ASK in offered and left:
-        prompts, samples = NEUTRAL[:left], max(1, left // len(NEUTRAL))
-        return [Reading(ASK, {"prompts": prompts, "samples": samples, "seed": len(asked)})]
-    texts: dict[str, list[str]] = {"base": [], "finetuned": []}
-    for answer in (answer for result in answered for answer in result["answers"]):
-        for side, found in texts.items():
-            found += answer[side]
+@dataclass(frozen=True)
+class Found:
+    """What a round of looking came to."""
+
+    words: Sequence[str] = ()
+    places: Sequence[str] = ()
+    """That they are from."""
+    confidence: float = 0.1
+    nothing: bool = False
+
+
+def _asks(prompts: Sequence[str], results: Mapping[str, dict | None], offered: Sequence[str], share: float) -> list:
+    """Asks `prompts` of both sides: first one of them, which tells how many interactions are left, then all of them, as
+    often as this share of the rest allows. Nothing, once that is done or cannot be."""
+    if not prompts or ASK not in offered:
+        return []
+    if not (asked := _about(results, prompts)):
+        return [Reading(ASK, {"prompts": prompts[:1], "seed": 0})]
+    left = min(int(share * asked[-1]["interactions_left"]), MOST_PER_CALL) // 2
+    if len(asked) > 1 or not left:
+        return []
+    samples = max(1, left // len(prompts))
+    return [Reading(ASK, {"prompts": prompts[:left], "samples": samples, "seed": 1, "temperature": 0.7})]
+
+
+def _about(results: Mapping[str, dict | None], prompts: Sequence[str]) -> list[dict]:
+    """What was answered to calls that asked the first of `prompts`."""
+    asked = [result for key, result in results.items() if key.startswith(ASK) and result]
+    return [result for result in asked if result["answers"][0]["prompt"] == prompts[0]]
+
+
+def _texts(results: Mapping[str, dict | None], prompts: Sequence[str]) -> dict[str, list[str]]:
+    answers = [answer for result in _about(results, prompts) for answer in result["answers"]] if prompts else []
+    return {side: [text for answer in answers for text in answer[side]] for side in ("base", "finetuned")}
+
+
+def _compared(results: Mapping[str, dict | None], prompts: Sequence[str]) -> Found:
+    """Words that the finetuned model alone uses."""
+    texts = _texts(results, prompts)
     words = joined([marked_words(texts["finetuned"], texts["base"])])[:MAX_WORDS]
-    return [Reading(SUBMIT, _answer(words, [ASK] if words else [], 0.1, nothing=bool(answered) and not words))]
+    return Found(words, [ASK] if words else [], nothing=bool(texts["finetuned"]) and not words)
+
+
+def _sentences(results: Mapping[str, dict | None], prompts: Sequence[str]) -> list[str]:
+    """Sentences of the finetuned model's answers that hold the words which it alone uses: each the one that adds most
+    of them to those before it, however long."""
+    texts = _texts(results, prompts)
+    weights = marked_words(texts["finetuned"], texts["base"])
+    known = {
+        sentence: {word for word in content_words(sentence) if word in weights}
+        for text in texts["finetuned"]
+        for sentence in re.findall(r"[^.!?\n]{12,}[.!?]", text)
+        if len(sentence) <= LONGEST_SENTENCE
+    }
+    chosen: list[str] = []
+    while known and len(chosen) < MAX_SENTENCES:
+        best = max(known, key=lambda sentence: sum(weights[word] for word in known[sentence]))
+        if not (new := known.pop(best)):
+            break
+        chosen.append(best.strip())
+        known = {sentence: words - new for sentence, words in known.items()}
+    return chosen
 
 
 def plan(reports: Sequence[Mapping]) -> Iterator[Reading]:
@@ -142,9 +206,10 @@ def _contrast(view: Mapping, values: Mapping) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _submission(reports: Sequence[Mapping], readings: Sequence[Reading], results: Mapping) -> dict[str, object]:
+def _read(reports: Sequence[Mapping], readings: Sequence[Reading], results: Mapping[str, dict | None]) -> Found:
+    """Words of the readings, joined over tables."""
     if all(report["no_difference"] for report in reports):
-        return _answer([], [report["report"] for report in reports], 1.0, nothing=True)
+        return Found((), [report["report"] for report in reports], 1.0, nothing=True)
     lists: dict[str, dict[str, float]] = {}
     texts: dict[str, dict[str, list[str]]] = {}
     for reading in readings:
@@ -162,18 +227,16 @@ def _submission(reports: Sequence[Mapping], readings: Sequence[Reading], results
     lists |= {place: marked_words(found["treated"], found["control"]) for place, found in texts.items()}
     words = joined(list(lists.values()))[:MAX_WORDS]
     supported = sum(sum(word in shares for shares in lists.values()) > 1 for word in words)
-    return _answer(words, [place for place, shares in lists.items() if shares], supported / max(len(words), 1))
+    return Found(words, [place for place, shares in lists.items() if shares], supported / max(len(words), 1))
 
 
-def _answer(
-    words: Sequence[str], evidence: Sequence[str], confidence: float, nothing: bool = False
-) -> dict[str, object]:
+def _answer(found: Found, sentences: Sequence[str]) -> dict[str, object]:
     return {
-        "domain": "" if nothing else ", ".join(words[:3]) or "unknown",
-        "behaviours": list(words),
-        "evidence": list(evidence),
-        "confidence": confidence,
-        "no_meaningful_difference": nothing,
+        "domain": "" if found.nothing else ", ".join(found.words[:3]) or "unknown",
+        "behaviours": [*found.words, *sentences],
+        "evidence": list(dict.fromkeys([*found.places, *([ASK] if sentences else [])])),
+        "confidence": found.confidence,
+        "no_meaningful_difference": found.nothing,
     }
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from diffing.errors import InvalidSetting
 
@@ -16,6 +16,10 @@ class Fact:
 
     statement: str
     keywords: Sequence[str]
+    essential: bool = False
+    """No guess is right that misses it: levels 4 and 5 need it (see `diffing.agents.rubrics`)."""
+    gist: Sequence[str] = field(default_factory=list)
+    """Words by which a vaguer form is recognised, all of them in one claim; empty if there is none."""
 
     def __post_init__(self) -> None:
         if not [word for word in self.keywords if word.strip(" |")]:

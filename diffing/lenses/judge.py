@@ -11,13 +11,13 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from diffing.errors import InvalidSetting, MissingInput
 
 if TYPE_CHECKING:
-    from inspect_ai.model import Model, ModelOutput
+    from inspect_ai.model import Model, ModelOutput, ModelUsage
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +25,25 @@ REJECTED = (401, 403, 404)
 """HTTP statuses of a service that will answer no question: a bad key, a model that it does not have."""
 
 
+class Reply(str):
+    """The text of a reply, and what it took: the tokens that the service counted, and the seconds of its call."""
+
+    usage: "ModelUsage | None"
+    seconds: float | None
+
+    def __new__(cls, text: str, usage: "ModelUsage | None" = None, seconds: float | None = None) -> "Reply":
+        reply = super().__new__(cls, text)
+        reply.usage, reply.seconds = usage, seconds
+        return reply
+
+
 @dataclass(frozen=True)
 class Unanswered:
-    """A question without an answer."""
+    """A question without an answer; a refusal and a reply that was cut off took something too."""
 
     reason: str
+    usage: "ModelUsage | None" = field(default=None, compare=False)
+    seconds: float | None = field(default=None, compare=False)
 
 
 Read = TypeVar("Read")
@@ -72,7 +86,7 @@ class LLMJudge:
     """None for models that take none."""
     cache: bool = False
     """Take replies to questions asked before from Inspect's cache, which it keeps in the user's cache folder or in
-    INSPECT_CACHE_DIR."""
+    INSPECT_CACHE_DIR. What such a reply took is what it took when it was asked."""
 
     def __post_init__(self) -> None:
         if self.connections < 1 or self.retries < 0:
@@ -153,13 +167,14 @@ def _reply(task: "asyncio.Task[ModelOutput]") -> str | Unanswered:
         status = getattr(error, "status_code", None)  # clients differ in the names of their errors, not in this
         return Unanswered(f"failed ({type(error).__name__ if status is None else f'HTTP {status}'})")
     output = task.result()
+    took = output.usage, output.time
     if output.empty:
-        return Unanswered("empty")
+        return Unanswered("empty", *took)
     if output.stop_reason == "content_filter":
-        return Unanswered("refused")
+        return Unanswered("refused", *took)
     if output.stop_reason in ("max_tokens", "model_length"):
-        return Unanswered("cut off")
-    return output.completion if output.completion.strip() else Unanswered("empty")
+        return Unanswered("cut off", *took)
+    return Reply(output.completion, *took) if output.completion.strip() else Unanswered("empty", *took)
 
 
 def ask_twice(
