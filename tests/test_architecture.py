@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAX_FILE, MAX_FUNCTION = 400, 60
 LEVELS = {
-    "axes": 0, "specs": 0, "errors": 0, "report": 0, "blinding": 0, "evidence": 0,
+    "axes": 0, "specs": 0, "errors": 0, "report": 0, "blinding": 0, "evidence": 0, "live_tools": 0,
     "text": 1, "html": 1,
     "models": 2,
     "activations": 3,
@@ -20,7 +20,7 @@ LEVELS = {
     "lenses": 5,
     "methods": 6, "agents": 6,
     "entry": 7,
-    "app": 8, "demo": 8, "dashboard": 8,
+    "app": 8, "demo": 8, "dashboard": 8, "results": 8,
 }  # fmt: skip
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
 

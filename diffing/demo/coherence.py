@@ -14,8 +14,8 @@ from importlib.resources import files
 
 import pandas as pd
 
-from diffing.demo.readouts import markdown
 from diffing.demo.train import base_model
+from diffing.entry.console import markdown
 from diffing.lenses.coherence import CoherenceRule, Exchange, JudgedCoherence, OfflineCoherence
 from diffing.lenses.judge import LLMJudge, Unanswered
 from diffing.models.pair import ModelPair

@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from diffing.agents.grading import mentions
-from diffing.demo.readouts import ORGANISMS, domain_words, markdown, most_domain_tokens
+from diffing.demo.readouts import ORGANISMS, domain_words, most_domain_tokens
+from diffing.entry.console import markdown
 from diffing.report import Report
 from trackers import Kind, LocalTracker
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from diffing.demo.readouts import ORGANISMS, domain_words, markdown, most_domain_tokens, naming, share_of_samples
+from diffing.demo.readouts import ORGANISMS, domain_words, most_domain_tokens, naming, share_of_samples
+from diffing.entry.console import markdown
 from diffing.report import Report
 from trackers import Kind, LocalTracker
 

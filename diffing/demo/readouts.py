@@ -16,6 +16,7 @@ import yaml
 
 from diffing.agents.grading import mentions
 from diffing.entry.choices import CONF
+from diffing.entry.console import markdown
 from diffing.report import Report
 from trackers import Kind, LocalTracker
 
@@ -88,16 +89,6 @@ def main() -> None:
             _, folder = tracker.fetch(name, Kind.REPORT)
             table += rows(organism, Report.load(folder), words)
     print(markdown(pd.DataFrame(table).fillna("")))
-
-
-def markdown(frame: pd.DataFrame) -> str:
-    """A Markdown table, aligned to be read as text too."""
-    cells = [list(frame.columns), *frame.astype(str).to_numpy().tolist()]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(frame.columns))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 if __name__ == "__main__":

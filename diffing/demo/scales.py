@@ -19,8 +19,9 @@ import torch
 from diffing.activations.position_means import position_means
 from diffing.agents.grading import mentions
 from diffing.axes import Side
-from diffing.demo.readouts import domain_words, markdown
+from diffing.demo.readouts import domain_words
 from diffing.demo.train import base_model
+from diffing.entry.console import markdown
 from diffing.lenses.geometry import TokenGeometry
 from diffing.lenses.judge import LLMJudge, Unanswered
 from diffing.lenses.patchscope import IDENTITY_WORDS

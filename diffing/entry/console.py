@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+import pandas as pd
 from hydra.errors import InstantiationException
 from rich.console import Console
 from rich.logging import RichHandler
@@ -76,3 +77,13 @@ def summary(title: str, lines: Mapping[str, str], findings: Sequence[str] = ()) 
     for label, text in lines.items():
         table.add_row(label, text)
     console.print(Panel(table, title=title, expand=False))
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A Markdown table, aligned to be read as text too."""
+    cells = [list(frame.columns), *frame.astype(str).to_numpy().tolist()]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(frame.columns))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
