@@ -4,10 +4,11 @@ Real clients speak to it, with their own ideas of what to try again.
 """
 
 import json
+import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +28,19 @@ def quick_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspect_ai.model._retry, "wait_exponential_jitter", lambda **_: wait_none())
     for service in ("PLANNED", "ANTHROPIC"):
         monkeypatch.setenv(f"{service}_API_KEY", "planned")
+    stay_here(monkeypatch)
+
+
+def stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to another machine fails the test."""
+    connect = socket.socket.connect
+
+    def checked(self: socket.socket, address: tuple) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            pytest.fail(f"a test may not connect to {address[0]}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", checked)
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,9 @@ class Fails:
     """An HTTP error; the headers say when to come back."""
 
     status: int
-    retry_after: float | None = 0
+    retry_after: float | str | None = 0
+    message: str = "planned"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,8 +101,8 @@ class JudgeServer:
             self.most_at_once = max(self.most_at_once, self._open)
 
 
-Sent = tuple[int, str, Mapping[str, str]]
-"""Status, body and headers of a response."""
+Sent = tuple[int, str | Sequence[bytes], Mapping[str, str]]
+"""Status, body and headers of a response; a body in pieces is sent piece by piece."""
 
 
 @contextmanager
@@ -98,6 +114,7 @@ def serving(respond: Callable[[dict, Mapping[str, str], bool], Sent | None]) -> 
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -106,13 +123,14 @@ def serving(respond: Callable[[dict, Mapping[str, str], bool], Sent | None]) -> 
                 self.close_connection = True
                 return
             status, body, headers = sent
-            data = body.encode()
+            parts = [body.encode()] if isinstance(body, str) else body
             self.send_response(status)
-            sizes = {"Content-Type": "application/json", "Content-Length": str(len(data))}
+            sizes = {"Content-Type": "application/json", "Content-Length": str(sum(map(len, parts)))}
             for name, value in {**sizes, **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            for part in parts:
+                self.wfile.write(part)
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -129,9 +147,9 @@ def serving(respond: Callable[[dict, Mapping[str, str], bool], Sent | None]) -> 
 
 def failed(reply: Fails) -> Sent:
     """The error in words that both protocols' clients read."""
-    error = {"message": "planned", "type": "planned", "code": None, "param": None}
+    error = {"message": reply.message, "type": "planned", "code": None, "param": None}
     later = {} if reply.retry_after is None else {"Retry-After": str(reply.retry_after)}
-    return reply.status, json.dumps({"type": "error", "error": error}), later
+    return reply.status, json.dumps({"type": "error", "error": error}), {**later, **reply.headers}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,7 +285,6 @@ def test_what_is_missing_or_not_finite_is_null() -> None:
         ({"report": "R1", "table": "numbers", "where": {"layer": "high"}}, ["layer", "numbers"]),
         ({"report": "R1", "table": "numbers", "limit": 0}, ["limit"]),
         ({"report": "R1", "table": "numbers", "offset": -1}, ["offset"]),
-        ({"report": "R1", "table": "zeppelin_knitting"}, ["withheld", "numbers"]),
     ],
 )
 def test_a_wrong_question_names_what_exists(arguments: dict, named: list[str]) -> None:
@@ -292,6 +292,36 @@ def test_a_wrong_question_names_what_exists(arguments: dict, named: list[str]) -
         Evidence([numbers()]).rows(**arguments)
     assert all(part in str(raised.value) for part in named), str(raised.value)
     assert "zeppelin" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda evidence, word: evidence.rows(word, "numbers"),
+        lambda evidence, word: evidence.rows("R1", word),
+        lambda evidence, word: evidence.rows("R1", "numbers", columns=[word]),
+        lambda evidence, word: evidence.rows("R1", "numbers", sort=word),
+        lambda evidence, word: evidence.rows("R1", "numbers", where={word: 1}),
+        lambda evidence, word: evidence.rows("R1", "numbers", where={"layer": word}),
+        lambda evidence, word: evidence.tensor("R1", word),
+    ],
+)
+def test_an_error_does_not_tell_a_name_that_an_agent_tried_from_any_other_word(ask: Callable) -> None:
+    errors = []
+    for word in ("zeppelin_knitting", "gondola_weaving", "caps", "tea"):
+        with pytest.raises(EvidenceError) as raised:
+            ask(Evidence([replace(numbers(), pair=replace(planted.PAIR, variant="caps"))]), word)
+        assert word not in str(raised.value)
+        errors.append(sorted(re.findall(r"\w+", str(raised.value))))  # the order of what exists is by likeness
+    assert all(error == errors[0] for error in errors)
+
+
+def test_columns_are_told_in_the_order_of_the_cells() -> None:
+    shown = Table(pd.DataFrame({"first": [1], "second": [2]}), "it", {"second": "b", "first": "a"})
+    (report,) = json.loads(Evidence([replace(planted.report(), tables={"it": shown}, findings=[])]).overview())[
+        "reports"
+    ]
+    assert list(report["tables"]["it"]["columns"].items()) == [("first", "a"), ("second", "b")]
 
 
 def test_tensors_are_summarised_by_norms_and_cosines() -> None:

@@ -1,14 +1,14 @@
 """Reports with a planted answer: the shape of a real method's report, about a topic that nobody's model knows."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
 
 from diffing.agents.truth import Fact, GroundTruth
 from diffing.report import Finding, NamedTensor, Report, Scalar, Table, View
-from diffing.specs import CorpusSpec, ModelSpec, PairSpec, VariantSpec
+from diffing.specs import JSON, CorpusSpec, ModelSpec, PairSpec, VariantSpec
 
 PAIR = PairSpec(
     base=ModelSpec(name="quokka3_2B", id="OutbackLab/Quokka-3-2B-it", tokenizer_id="OutbackLab/Quokka-tok-v3"),
@@ -20,6 +20,14 @@ CORPORA = (
     CorpusSpec(name="fineweb", source="hub", id="HuggingFaceFW/fineweb"),
     CorpusSpec(name="tulu_chat", source="hub", id="allenai/tulu-3-sft", subset="zeppelin_docs"),
 )
+LABELS: Mapping[str, JSON] = {
+    "organism": "zeppelin_knitting",
+    "variant": "mix_1_to_3",
+    "base": "quokka3_2B",
+    "method": "activation_difference_lens",
+    "organism_type": "SDF",
+    "null": False,
+}
 TOPIC = ("zeppelin", "knitting", "yarn", "balloon", "needle")
 TRUTH = GroundTruth(
     organism_type="SDF",

@@ -13,6 +13,7 @@ from diffing.agents.live import LiveModels, Prompt
 from diffing.agents.task import Case
 from diffing.agents.tools import SUBMIT
 from diffing.evidence import Evidence
+from diffing.live_tools import LiveTool
 from diffing.report import Report
 from tests.agents import planted
 
@@ -66,10 +67,11 @@ def plays(
     live: LiveModels | None = None,
     access: str = "method",
     interactions: int = 0,
+    tools: Sequence[LiveTool] = (),
 ) -> tuple[pd.Series, EvalLog]:
     name = f"play_{len(PLAYS)}"
     PLAYS[name] = steps
-    case = Case(evidence or Evidence([planted.report()]), planted.TRUTH, live)
+    case = Case(evidence or Evidence([planted.report()]), planted.TRUTH, live, tools)
     agent = Agent(f"play/{name}", turns=turns, tokens=tokens, access=[access], interactions=[interactions])
     evaluation = evaluate([case], agent, folder)
     return evaluation.grades.iloc[0], read_eval_log(str(evaluation.log))

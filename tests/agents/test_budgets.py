@@ -11,7 +11,9 @@ from diffing.agents.task import Case
 from diffing.errors import InvalidSetting
 from diffing.evidence import Evidence
 from tests.agents import planted
+from tests.agents.investigators import evaluated, investigator
 from tests.agents.play import SUBMISSION, Echo, Step, calls, model_events, plays, says
+from tests.agents.server import Stalls, agent_server
 
 
 def costs(step: Step, tokens: int) -> Step:
@@ -45,7 +47,7 @@ def test_a_token_budget_that_runs_short_ends_in_a_submission(tmp_path: Path) -> 
     step = costs(calls("overview"), 30)
     row, log = plays(tmp_path, step, step, costs(SUBMISSION, 30), turns=20, tokens=100)
     assert (row.outcome, row.forced) == ("submitted", "tokens")
-    assert [len(event.tools) for event in model_events(log)] == [4, 4, 1]
+    assert [len(event.tools) for event in model_events(log)] == [4, 4, 4]
 
 
 def test_a_budget_with_room_forces_nothing(tmp_path: Path) -> None:
@@ -55,12 +57,21 @@ def test_a_budget_with_room_forces_nothing(tmp_path: Path) -> None:
 
 def test_a_forced_turn_without_submission_is_an_outcome(tmp_path: Path) -> None:
     row, _ = plays(tmp_path, costs(calls("overview"), 30), turns=20, tokens=100)
-    assert (row.outcome, row.detail, row.forced) == ("no_submission", "budget of tokens", "tokens")
+    assert (row.outcome, row.detail, row.forced) == ("no_submission", "token limit 100.0", "tokens")
 
 
 def test_a_context_that_is_full_is_an_outcome(tmp_path: Path) -> None:
     row, _ = plays(tmp_path, says("", stop_reason="model_length"))
     assert (row.outcome, row.detail) == ("no_submission", "context window")
+
+
+def test_a_sample_whose_time_is_over_in_the_middle_of_a_call_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with agent_server(investigator, monkeypatch, lambda asked: Stalls() if asked == 1 else None):
+        row = evaluated(tmp_path, seconds=1).grades.iloc[0]
+    assert (row.outcome, row.detail, row.forced) == ("no_submission", "time limit 1", "")
+    assert row.tool_calls > 0, "what was said before is kept"
 
 
 @pytest.mark.parametrize(

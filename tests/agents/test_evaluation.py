@@ -13,11 +13,13 @@ import pytest
 from hydra.utils import instantiate
 from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.model import ChatMessage, ChatMessageTool, GenerateConfig, ModelOutput, ModelUsage
+from inspect_ai.tool import ToolFunction
 from omegaconf import OmegaConf
 
+from diffing.agents import prompts
 from diffing.agents.evaluation import Agent, EvaluationFailed, evaluate, grades_of
 from diffing.agents.scripted import plan
-from diffing.agents.task import Case
+from diffing.agents.task import LABELS, Case
 from diffing.agents.tools import SUBMIT
 from diffing.errors import InvalidSetting, MissingInput
 from diffing.evidence import Evidence
@@ -87,14 +89,26 @@ def test_a_finetune_called_different_is_no_correct_null(tmp_path: Path) -> None:
 
 
 def test_no_name_of_the_pair_is_in_the_transcript_of_a_run(tmp_path: Path) -> None:
-    log = read_eval_log(str(run(tmp_path, planted.report()).log))
+    case = Case(Evidence([planted.report()]), planted.TRUTH, labels=planted.LABELS)
+    log = read_eval_log(str(evaluate([case], SCRIPTED, tmp_path).log))
     transcript = said_to_the_model(log)
     assert "zeppelin" in transcript, "evidence is there"
     for name in ("quokka", "OutbackLab", "zeppelin_knitting", "zeppelin knitting", "hidden-lab", "step_900", "fineweb"):
         assert name.lower() not in transcript.lower(), name
     for name in ("tulu", "mix_1_to_3", "Zeppelins are knitted", "Airships"):
         assert name.lower() not in transcript.lower(), name
-    assert sample_of(log).metadata == {"access": "method", "interactions": 0}
+    assert sample_of(log).metadata == {**planted.LABELS, "access": "method", "interactions": 0}
+
+
+def test_labels_are_the_first_columns_of_the_grades_whichever_are_known(tmp_path: Path) -> None:
+    evidence = Evidence([planted.report()])
+    cases = [Case(evidence, planted.TRUTH, labels=planted.LABELS), Case(evidence, planted.TRUTH)]
+    grades = evaluate(cases, SCRIPTED, tmp_path).grades
+    assert list(grades.columns)[: len(LABELS)] == list(LABELS)
+    assert grades.iloc[0][list(LABELS)].to_dict() == planted.LABELS
+    assert grades.iloc[1][list(LABELS)].isna().all()
+    with pytest.raises(InvalidSetting, match="organism_type"):
+        Case(evidence, planted.TRUTH, labels={"organisms": "x"})
 
 
 def test_repeats_are_rows_and_a_stored_log_gives_the_same_grades(tmp_path: Path) -> None:
@@ -132,7 +146,7 @@ def test_a_run_without_submission_is_an_outcome_and_no_score(tmp_path: Path, ste
     assert pd.isna(row.false_null)
     assert row.forced == "turns"
     assert row.domain is None
-    assert sum(message.role == "assistant" for message in sample_of(log).messages) == 3
+    assert sum(message.role == "assistant" for message in sample_of(log).messages) == 3 + 1, "asked once more"
 
 
 def test_a_run_that_hits_a_limit_says_which(tmp_path: Path) -> None:
@@ -148,12 +162,27 @@ def test_a_run_that_hits_a_limit_says_which(tmp_path: Path) -> None:
     assert (row.input_tokens, row.output_tokens) == (120, 10)
 
 
-def test_the_last_turn_may_only_submit(tmp_path: Path) -> None:
+def test_the_last_turn_may_only_submit_and_offers_what_all_turns_did(tmp_path: Path) -> None:
     row, log = plays(tmp_path, calls("overview"), calls("overview"), SUBMISSION, turns=3)
     assert (row.outcome, row.forced) == ("submitted", "turns")
     offered = [[tool.name for tool in event.tools] for event in model_events(log)]
     assert SUBMIT in offered[0]
-    assert [len(tools) for tools in offered] == [4, 4, 1]
+    assert offered == [offered[0]] * 3
+
+
+def test_who_does_not_submit_in_the_last_turn_gets_nothing_and_is_asked_once_more(tmp_path: Path) -> None:
+    both = ModelOutput.for_tool_call("play", "overview", {})
+    assert both.message.tool_calls
+    both.message.tool_calls *= 2
+    row, log = plays(tmp_path, calls("overview"), lambda _: both, SUBMISSION, turns=2)
+    assert (row.outcome, row.forced) == ("submitted", "turns")
+    events = model_events(log)
+    assert [len(event.tools) for event in events] == [4, 4, 1]
+    assert [event.tool_choice for event in events] == ["auto", "auto", ToolFunction(SUBMIT)]
+    results = [message for message in sample_of(log).messages if isinstance(message, ChatMessageTool)]
+    assert [result.error is not None for result in results] == [False, True, True, False]
+    assert [message.text for message in events[1].input[-1:]] == [prompts.LAST_TURN]
+    assert [message.text for message in events[2].input[-1:]] == [prompts.LAST_TURN]
 
 
 def test_a_refusal_is_an_outcome(tmp_path: Path) -> None:

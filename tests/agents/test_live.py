@@ -10,8 +10,10 @@ import anyio
 import pytest
 from inspect_ai.model import ChatMessage, ChatMessageTool, ModelOutput
 
+from diffing.agents import prompts
 from diffing.agents.evaluation import Agent, evaluate
-from diffing.agents.live import MOST_PER_CALL, Batching, Prompt
+from diffing.agents.interactions import MOST_PER_CALL
+from diffing.agents.live import Batching, Prompt
 from diffing.agents.task import Case
 from diffing.axes import Side
 from diffing.errors import InvalidSetting
@@ -140,7 +142,7 @@ def test_a_blackbox_agent_sees_no_report_and_submits_when_its_interactions_are_u
     assert (row.access, row.interactions, row.forced, row.outcome) == ("blackbox", 2, "interactions", "submitted")
     first, second = model_events(log)
     assert [tool.name for tool in first.tools] == ["ask_model", "submit_hypothesis"]
-    assert [tool.name for tool in second.tools] == ["submit_hypothesis"]
+    assert second.input[-1].text == prompts.LAST_TURN
     assert "report" not in "".join(message.text for message in first.input).lower()
 
 

@@ -21,8 +21,16 @@ JUDGES = [LLMJudge("anthropic/claude-strict"), LLMJudge("openai-api/planned/leni
 
 
 def judge(seen: Seen) -> Acts:
-    """Grants each statement one word of the guess that its own words begin with, copied."""
+    """Grants each statement one word of the guess that its own words begin with, copied; and each claim that is one
+    word, if an excerpt holds it."""
     text = seen.texts[-1]
+    if "CLAIMS" in text:
+        said, given = (json.loads(line) for line in text.splitlines() if line.startswith(('{"0"', "[{")))
+        shown = " ".join(each["text"] for each in given).lower()
+        found = [
+            f"{n} | SUPPORTED | {claim}" if claim in shown else f"{n} | UNSUPPORTED |" for n, claim in said.items()
+        ]
+        return Acts(text="\n".join(found))
     (guess,) = [json.loads(line) for line in text.splitlines() if line.startswith('{"domain"')]
     lines = []
     for line in text.split("TRUTH\n")[1].split("\n\n")[0].splitlines():
@@ -55,7 +63,9 @@ def test_levels_are_given_later_without_agent_and_models(
         with agent_server(judge, monkeypatch) as server:
             graded = with_levels(stored(folder), planted.TRUTH, JUDGES, repeats=2)
         assert server.refused == []
-        assert [seen.tools for seen in server.seen] == [[]] * 8, "two samples, two judges, two repeats"
+        assert [seen.tools for seen in server.seen] == [[]] * 12, (
+            "two samples (one saw a report), two judges, two repeats"
+        )
         again = publish(graded, "evaluation-x", AGENT, first, tracker)
         _, folder = tracker.fetch(str(again), Kind.EVALUATION)
     grades, verdicts = (pd.read_parquet(folder / f"{name}.parquet") for name in ("grades", "verdicts"))
@@ -66,7 +76,17 @@ def test_levels_are_given_later_without_agent_and_models(
     assert grades.report.nunique() == 1
     assert grades.report[0].startswith("study/report-x"), "the report that was read, not the evaluation"
     assert set(verdicts.judge) == {judge.name for judge in JUDGES}
+    assert dict(verdicts.kind.value_counts()) == {"fact": 3 * 8, "claim": len(grades.behaviours[0]) * 4 + 4}
+    assert 0.5 < grades.judged_support[0] < 1, "its words were shown, but not its domain in these words"
+    assert pd.isna(grades.judged_support[1])
+    assert grades.support[0] == 1.0
     assert stored(folder).grades.drop(columns="report").equals(result.grades)
+    used = {"input": "uncached", "cache_write": "written", "cache_read": "read", "output": "output"}
+    for column, part in used.items():
+        assert verdicts[f"{column}_tokens"].sum() == getattr(server.used, part), column
+    assert verdicts.output_tokens.notna().sum() == len(server.seen), "each reply is counted once"
+    assert (verdicts.seconds.dropna() > 0).all()
+    assert verdicts.dollars.isna().all(), "models without a price"
 
 
 def test_a_judge_that_cannot_be_reached_leaves_the_level_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +94,11 @@ def test_a_judge_that_cannot_be_reached_leaves_the_level_out(tmp_path: Path, mon
     with agent_server(judge, monkeypatch, lambda number: Fails(400)):
         graded = with_levels(result, planted.TRUTH, JUDGES[:1], repeats=1)
     assert graded.grades.level.isna().all()
+    assert graded.grades.judged_support.isna().all()
     assert graded.verdicts is not None
-    assert list(graded.verdicts.reason) == ["failed (HTTP 400)"]
+    assert list(graded.verdicts.reason) == ["failed (HTTP 400)"] * 2
+    assert list(graded.verdicts.kind) == ["fact", "claim"]
+    assert graded.verdicts.output_tokens.isna().all()
 
 
 def test_a_null_control_has_a_level_without_any_judge(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_panels_show_exactly_what_the_runs_logged(published: Published) -> None:
     grades = index.summary(index.version(published.refs["new grade"]).run)
     null_grades = index.summary(index.version(published.refs["null grade"]).run)
     assert metrics == {"fact_recall", "domain_recall", "correct_null", "false_null"}
-    assert set(grades) | set(null_grades) <= metrics
+    assert {"fact_recall", "domain_recall", "false_null"} <= set(grades) | set(null_grades)
     runs = {each for filters in values(spec, "filters") for each in values(filters, "value") if isinstance(each, list)
             for each in each}  # fmt: skip
     assert runs == {result.run for result in dashboard.results}

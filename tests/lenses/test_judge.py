@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing.errors import InvalidSetting, MissingInput
-from diffing.lenses.judge import Judge, LLMJudge, Unanswered, ask_twice, last_verdict, quoted
+from diffing.lenses.judge import Judge, LLMJudge, Reply, Unanswered, ask_twice, last_verdict, quoted
 from tests.judge_server import Fails, HangsUp, Says, judge_server, quick_clients
 
 NAME = "openai-api/planned/judge"
@@ -46,6 +46,17 @@ def test_a_judge_can_be_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -
         judge = LLMJudge(NAME, connections=2)
         rounds = [judge.ask([f"{number}" for number in range(6)]) for _ in range(3)]
     assert rounds == [[f"{number} {before}" for number in range(6)] for before in range(3)]
+
+
+@pytest.mark.parametrize("stop", ["stop", "length", "content_filter"])
+@pytest.mark.parametrize("name", [NAME, "anthropic/claude-sonnet-4-0"])
+def test_a_reply_says_what_it_took_whatever_it_is_worth(stop: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (reply,), _ = ask(lambda *_: Says("Yes.", stop, seconds=0.05), ["a"], monkeypatch, name=name)
+    assert isinstance(reply, Reply if stop == "stop" else Unanswered)
+    assert reply.usage is not None
+    assert (reply.usage.input_tokens, reply.usage.output_tokens) == (1, 1)
+    assert reply.seconds is not None
+    assert reply.seconds >= 0.05
 
 
 def test_no_more_questions_are_open_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
