@@ -1,7 +1,8 @@
 """What tokens cost, in dollars. A model without a price costs an unknown amount, which is never 0.
 
-The table holds list prices of the provider's own service that stood on its pages on the day given; anything else
-(another service, a discount, a newer model) is for whoever runs it to say: `agent.prices`. While a model is used,
+The table holds list prices of the provider's own service as they were known on the day given, entered by hand: compare
+them with the source before you rely on a limit. Anything else (another service, a discount, a newer model) is for
+whoever runs it to say: `agent.prices`. While a model is used,
 Inspect knows its price (`known_to_inspect`), because only it knows for how long a prompt was cached, and by which model
 a call was answered.
 """
@@ -37,7 +38,7 @@ class Price:
     cache_write: float
     cache_read: float
     date: str = ""
-    """When it stood at the source."""
+    """When it was entered."""
     source: str = "agent.prices"
 
     def __post_init__(self) -> None:
