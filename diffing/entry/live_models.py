@@ -115,8 +115,10 @@ class Local:
     batch_size: int = 16
 
     def models(self, pair: PairSpec) -> LivePair:
-        """The pair; its weights load when it is first asked."""
-        return LivePair(ModelPair(pair, self.device), self.batch_size)
+        """The pair, loaded: while agents run, other folders stand in for the user's, and caches would be made there."""
+        loaded = ModelPair(pair, self.device)
+        with loaded.using(Side.FINETUNED):
+            return LivePair(loaded, self.batch_size)
 
 
 def declared_by(method: object, report: Report, live: LiveModels | None) -> Sequence[LiveTool]:
