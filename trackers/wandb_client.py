@@ -127,9 +127,16 @@ def open_run(
 
 
 def as_table(frame: "pandas.DataFrame") -> "wandb.Table":
+    """What is missing becomes None where a column is not of plain numbers: the client knows no pandas.NA."""
+    import numpy
     import wandb
 
-    return wandb.Table(dataframe=frame, allow_mixed_types=True)
+    known = {
+        name: cells if isinstance(cells.dtype, numpy.dtype) and cells.dtype != object
+        else cells.astype(object).where(cells.notna(), None)
+        for name, cells in frame.items()
+    }  # fmt: skip
+    return wandb.Table(dataframe=frame.assign(**known), allow_mixed_types=True)
 
 
 def as_figure(plotly_json: str) -> "wandb.Plotly":

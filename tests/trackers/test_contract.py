@@ -1,6 +1,7 @@
 """What both trackers must do: the local store, and the real wandb client against a loopback server."""
 
 import math
+from collections.abc import Sized
 from pathlib import Path
 
 import pandas as pd
@@ -90,6 +91,24 @@ def test_tables_and_figures_come_back(backend: Backend, project: str) -> None:
     found = backend.figure(tracker.run_id, "bars")
     assert found["layout"]["title"] == {"text": "KL"}  # type: ignore[index]
     assert found["data"] == figure["data"]
+
+
+def test_cells_of_a_table_may_be_missing_in_columns_of_any_type(backend: Backend, project: str) -> None:
+    frame = pd.DataFrame(
+        {
+            "level": pd.array([4, None], "Int64"),
+            "success": pd.array([True, None], "boolean"),
+            "guess": ["tea", None],
+            "found": [["a", "b"], None],
+        }
+    )
+    with backend.tracker(project) as tracker:
+        tracker.log_table("grades", frame)
+    first, second = backend.table(tracker.run_id, "grades")
+    assert [list(cell) if isinstance(cell, Sized) and not isinstance(cell, str) else cell for cell in first] == [
+        4, True, "tea", ["a", "b"],
+    ]  # fmt: skip
+    assert all(pd.isna(cell) for cell in second)
 
 
 def test_a_published_folder_comes_back_byte_for_byte(backend: Backend, project: str, folder: Path) -> None:
