@@ -10,6 +10,9 @@ from enum import StrEnum
 from diffing.agents.truth import GroundTruth
 from diffing.errors import InvalidSetting
 
+LEVELS = [1, 2, 3, 4, 5]
+DETECTED = 4
+"""The lowest level that is a success."""
 DOMAIN = 0
 """Number of the statement on what the finetune is about as a whole; facts are counted from 1."""
 

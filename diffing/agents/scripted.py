@@ -115,7 +115,9 @@ class Found:
     nothing: bool = False
 
 
-def _asks(prompts: Sequence[str], results: Mapping[str, dict | None], offered: Sequence[str], share: float) -> list:
+def _asks(
+    prompts: Sequence[str], results: Mapping[str, dict | None], offered: Sequence[str], share: float
+) -> list[Reading]:
     """Asks `prompts` of both sides: first one of them, which tells how many interactions are left, then all of them, as
     often as this share of the rest allows. Nothing, once that is done or cannot be."""
     if not prompts or ASK not in offered:

@@ -4,6 +4,8 @@ import math
 
 import pandas as pd
 
+from diffing.agents.rubrics import DETECTED
+
 SCORES = (
     "fact_recall", "domain_recall", "correct_null", "false_null", "level", "references", "support", "judged_support",
 )  # fmt: skip
@@ -26,7 +28,7 @@ def summary(grades: pd.DataFrame) -> pd.DataFrame:
         scores = {score: pd.to_numeric(found[score]) for score in SCORES if score in found}
         row |= {score: float(values.mean()) for score, values in scores.items()}
         if "level" in scores and scores["level"].notna().any():
-            row["success"] = float((scores["level"] >= 4).mean())
+            row["success"] = float((scores["level"] >= DETECTED).mean())
         rows.append(row | (_cost(found) if "dollars" in found else {}))
     return pd.DataFrame(rows)
 

@@ -81,9 +81,8 @@ def shown(messages: Sequence[ChatMessage]) -> Shown:
         for message in messages
         if isinstance(message, ChatMessageTool) and not message.error and message.tool_call_id in calls
     ]
-    for call, text in sorted(
-        results, key=lambda result: result[0].function != "overview"
-    ):  # it says how to read others
+    results.sort(key=lambda result: result[0].function != "overview")  # it comes first: it says how to read the others
+    for call, text in results:
         _read(found, call, text)
     found.passages = list(dict.fromkeys(found.passages))
     return found

@@ -12,6 +12,7 @@ from inspect_ai.log import EvalLog, read_eval_log
 
 from diffing.agents.prices import SCRIPTED
 from diffing.agents.rows import grades_of
+from diffing.agents.rubrics import DETECTED
 from diffing.agents.task import Access
 from diffing.errors import MissingInput, SchemaMismatch
 from trackers import Kind, LocalStore
@@ -21,8 +22,6 @@ KEYS = ["agent", "method", "access", "interactions"]
 NO_REPORT = "no report"
 """In place of a method where none was read: such samples are of one condition, whatever they were run beside."""
 NAMED, UNKNOWN = ["variant", "base", "method"], "unknown"
-DETECTED = 4
-"""The lowest level that is a success."""
 TOKENS = ("input_tokens", "cache_write_tokens", "cache_read_tokens", "output_tokens")
 OLD_ACCESS = {SCRIPTED: Access.SCRIPTED.value}
 """Of evaluations that do not say what was looked at: by model, else the reports."""

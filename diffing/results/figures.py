@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from diffing.agents.rubrics import LEVELS
 from diffing.html.cells import words
 from diffing.report import PALETTE, Figure, Table
 from diffing.results.collect import KEYS, NO_REPORT
-from diffing.results.tables import LEVELS, NOT_GRADED, WITHOUT, pair_head
+from diffing.results.tables import NOT_GRADED, WITHOUT, pair_head
 
 ROW_HEIGHT, FRAME_HEIGHT = 30, 170
 """Of horizontal figures (px): so that every row has its label."""

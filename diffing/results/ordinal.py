@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from diffing.agents.rubrics import LEVELS
 from diffing.agents.task import Access
 from diffing.errors import MissingInput
 from diffing.report import Table
 from diffing.results.agreement import levels_given
 from diffing.results.collect import differing
 
-LEVELS = [1, 2, 3, 4, 5]
 CUTPOINTS = [float(np.log(k / (5 - k))) for k in (1, 2, 3, 4)]
 """Centres of the priors of c_k: without anything else, all five levels are equally likely."""
 CUTPOINT_SD = 1.5

@@ -5,8 +5,9 @@ from statistics import NormalDist
 
 import pandas as pd
 
+from diffing.agents.rubrics import DETECTED
 from diffing.report import Table
-from diffing.results.collect import DETECTED, differing, without_difference
+from diffing.results.collect import differing, without_difference
 
 SENSITIVITY, IDENTIFIED, FALSE_POSITIVES = "sensitivity", f"level {DETECTED} or 5", "false positives"
 EVERYTHING = "all"

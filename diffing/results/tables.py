@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from diffing.agents.rubrics import DETECTED
 from diffing.report import Table
-from diffing.results.collect import DETECTED, KEYS, differing
+from diffing.results.collect import KEYS, differing
 
 CONDITION = {
     "agent": "model that investigated",
@@ -41,7 +42,6 @@ COSTS = CONDITION | {
 }
 NULL_MARK, NULL_HEAD = " (null)", "null pair: level 5 is what calls it one"
 NOT_GRADED, WITHOUT = "not graded", "no submission"
-LEVELS = [1, 2, 3, 4, 5]
 SPREAD = CONDITION | {
     "outcome": f"level, '{WITHOUT}' for samples that ended without one, or '{NOT_GRADED}'",
     "samples": "number of samples",

@@ -2,15 +2,11 @@
 
 from pathlib import Path
 
-import hydra
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
-
 import analyze
-from diffing.entry.choices import CONF, options
+from diffing.entry.choices import options
 from diffing.report import Report
 from tests import tiny
+from tests.entry.preparing import composed, scratch_overrides
 from trackers import Kind, LocalTracker
 
 ANSWERS = ["answers.max_new_tokens=3", "answers.prompts=[Bread?]"]
@@ -35,44 +31,12 @@ SMALL = {
 """Settings under which each method takes seconds. One that is not listed has none yet, and fails."""
 
 
-def pair_overrides(folder: Path) -> list[str]:
-    """A tiny LoRA pair under the names of a real one, its text, and folders of its own."""
-    base = tiny.save_model(folder / "base")
-    adapter = tiny.save_adapter(folder / "adapter", tiny.model())
-    (folder / "texts.txt").write_text("\n\n".join(tiny.TEXTS), "utf-8")
-    return [
-        "organism=demo_nautical", f"model.id={base}", "model.bundled=null", "device=cpu",
-        f"organism.variants.default.smollm2_135m.id={adapter}", "tracker=local", f"tracker.root={folder / 'store'}",
-        f"html_dir={folder / 'html'}",
-    ]  # fmt: skip
-
-
-def composed(command: str, overrides: list[str]) -> DictConfig:
-    """The config of a command, as Hydra gives it to `main`."""
-    hydra.core.global_hydra.GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base=None):
-        config = compose(command, overrides, return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        del config["hydra"]
-    return config
-
-
-def publish_all(folder: Path, pair: list[str]) -> list[str]:
-    """Runs every method that there is, as `analyze.py` does; their names."""
+def publish_all(folder: Path, pair: list[str]) -> None:
+    """Runs every method that there is, as `analyze.py` does."""
+    given = [*pair, *scratch_overrides(folder), "preprocessing.layers=[1]", f"html_dir={folder / 'html'}"]
     for method in options("diffing/method"):
-        analyze.main(
-            composed(
-                "analyze",
-                [
-                    *pair, f"diffing/method={method}", *(f"diffing.method.{each}" for each in SMALL[method]),
-                    "corpus=[file]", f"corpora.file.id={folder / 'texts.txt'}", "preprocessing.layers=[1]",
-                    f"infrastructure.activations_dir={folder / 'activations'}",
-                    f"infrastructure.checkpoints_dir={folder / 'checkpoints'}",
-                ],
-            )
-        )  # fmt: skip
-    return options("diffing/method")
+        small = (f"diffing.method.{each}" for each in SMALL[method])
+        analyze.main(composed(given, f"diffing/method={method}", *small, command="analyze"))
 
 
 def report_of(method: str, folder: Path) -> Report:

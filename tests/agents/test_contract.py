@@ -26,9 +26,11 @@ from diffing.entry.live_models import LivePair
 from diffing.evidence import Evidence
 from diffing.methods.base import HasLiveTools
 from diffing.models.pair import ModelPair
+from tests import tiny
 from tests.agents import planted
-from tests.agents.every_method import SMALL, composed, pair_overrides, publish_all, report_of
+from tests.agents.every_method import SMALL, publish_all, report_of
 from tests.agents.play import said_to_the_model, sample_of
+from tests.entry.preparing import composed, pair_overrides
 
 Calls = Iterator[Mapping[str, object]]
 PROMPTS = {"prompts": ["Bread?"], "max_new_tokens": 2}
@@ -109,7 +111,8 @@ class Thorough(ModelAPI):
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The folder of the store, and overrides that name the pair."""
     folder = tmp_path_factory.mktemp("every_method")
-    pair = pair_overrides(folder)
+    base = tiny.save_model(folder / "base")
+    pair = pair_overrides(base, tiny.save_adapter(folder / "adapter", tiny.model()), folder)
     publish_all(folder, pair)
     return folder, pair
 
@@ -120,7 +123,7 @@ def test_what_the_overview_names_can_be_asked_for(name: str, published: tuple[Pa
     report = report_of(name, folder)
     pair, evidence = ModelPair(report.pair, "cpu"), Evidence([report])
     settings = [f"diffing/method={name}", *(f"diffing.method.{each}" for each in SMALL[name])]
-    method = instantiate(composed("analyze", [*overrides, *settings]).diffing.method, _convert_="object")
+    method = instantiate(composed([*overrides, *settings], command="analyze").diffing.method, _convert_="object")
     declared = method.live_tools(report, pair) if isinstance(method, HasLiveTools) else ()
     case = Case(evidence, planted.TRUTH, LivePair(pair), tools=declared)
     evaluation = evaluate([case], Agent("thorough/x", turns=4, interactions=[64]), tmp_path)
@@ -130,7 +133,11 @@ def test_what_the_overview_names_can_be_asked_for(name: str, published: tuple[Pa
     assert [message.error.message for message in results if message.error] == []
     assert row.outcome == "submitted"
     assert {message.function for message in results} == {
-        *{"overview", "table_rows", "tensor_summary", "ask_model", SUBMIT} - ({"tensor_summary"} - tensors_of(report)),
+        "overview",
+        "table_rows",
+        "ask_model",
+        SUBMIT,
+        *(["tensor_summary"] if report.tensors else []),
         *(["ask_steered", "read_direction"] if any(item.directions for item in report.tensors.values()) else []),
         *(each.name for each in declared),
     }
@@ -140,10 +147,6 @@ def test_what_the_overview_names_can_be_asked_for(name: str, published: tuple[Pa
     said = said_to_the_model(log).lower()
     for secret in evidence.secrets:
         assert secret.text.lower() not in said, secret.kind
-
-
-def tensors_of(report) -> set[str]:
-    return {"tensor_summary"} if report.tensors else set()
 
 
 def test_every_method_has_small_settings() -> None:
