@@ -30,13 +30,16 @@ REPEATS, CALLS = 4, 3
 """Samples, and what the investigator needs for one."""
 ONE_BY_ONE = {**GENERATION, "max_connections": 1}
 CHILD = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs tests in the background has them ignore it
 from tests.agents.test_resuming import investigated
 print(investigated(Path(sys.argv[1])).log)
 """
 
 
+LONGEST = 120
+"""Seconds after which a process that was told to end is not ending."""
 TAKEN = ("seconds", "working_seconds", "log")
 """Columns of grades that differ from run to run."""
 
@@ -65,12 +68,12 @@ def cut_off(folder: Path, number: int, by: signal.Signals) -> int:
         if asked == number:
             ready.wait()
             children[0].send_signal(by)
-            children[0].wait()
+            children[0].wait(LONGEST)
 
     with pytest.MonkeyPatch.context() as patch, agent_server(investigator, patch, cuts) as server:
         children.append(child(folder))
         ready.set()
-        assert children[0].wait() != 0
+        assert children[0].wait(LONGEST) != 0
     return len(server.requests)
 
 
