@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from jiter import from_json
 
 from tests.agents.caching import PromptCache
-from tests.agents.script import Acts, Seen, Tokens, inputs, pieces
+from tests.agents.script import Acts, Called, Seen, Tokens, inputs, pieces
 
 FIELDS = {
     "model", "max_tokens", "messages", "system", "tools", "tool_choice", "stream", "cache_control", "thinking",
@@ -105,7 +105,13 @@ def seen(request: Mapping) -> Seen:
     users = [text_of(message["content"]) for message in request["messages"] if message["role"] == "user"]
     turn = sum(message["role"] == "assistant" for message in request["messages"])
     tools = [tool["name"] for tool in request.get("tools", [])]
-    return Seen(tools, [text_of(request.get("system")), *users, *results], results, turn)
+    made = {block["id"]: block for block in blocks if block["type"] == "tool_use"}
+    calls = [
+        Called(call["name"], call["input"], text_of(block.get("content")), bool(block.get("is_error")))
+        for block in blocks
+        if block["type"] == "tool_result" and (call := made[block["tool_use_id"]])
+    ]
+    return Seen(tools, [text_of(request.get("system")), *users, *results], results, turn, calls)
 
 
 def charged(request: Mapping, cache: PromptCache) -> Tokens:

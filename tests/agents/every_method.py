@@ -39,8 +39,8 @@ def publish_all(folder: Path, pair: list[str]) -> None:
         analyze.main(composed(given, f"diffing/method={method}", *small, command="analyze"))
 
 
-def report_of(method: str, folder: Path) -> Report:
+def report_of(method: str, folder: Path, organism: str = "demo_nautical") -> Report:
     """The published report of a method on that pair."""
-    name = f"report-{method}-smollm2_135m-demo_nautical-default"
+    name = f"report-{method}-smollm2_135m-{organism}-default"
     with LocalTracker(folder / "store", "model-diffing", "test", {}) as tracker:
         return Report.load(tracker.fetch(name, Kind.REPORT)[1])

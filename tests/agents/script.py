@@ -18,6 +18,16 @@ class Acts:
 
 
 @dataclass(frozen=True)
+class Called:
+    """A call of an investigator, and how it was answered."""
+
+    tool: str
+    arguments: Mapping[str, object]
+    result: str
+    failed: bool = False
+
+
+@dataclass(frozen=True)
 class Seen:
     """A request, in no protocol's words."""
 
@@ -28,6 +38,8 @@ class Seen:
     """Those of tools."""
     turn: int
     """Messages of the investigator so far."""
+    calls: Sequence[Called] = ()
+    """Those that were answered, in order; of Anthropic's protocol alone."""
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,10 @@ from diffing.entry.live_models import LivePair
 from diffing.evidence import Evidence
 from diffing.methods.base import HasLiveTools
 from diffing.models.pair import ModelPair
-from tests import tiny
 from tests.agents import planted
-from tests.agents.every_method import SMALL, publish_all, report_of
+from tests.agents.every_method import SMALL, report_of
 from tests.agents.play import said_to_the_model, sample_of
-from tests.entry.preparing import composed, pair_overrides
+from tests.entry.preparing import composed
 
 Calls = Iterator[Mapping[str, object]]
 PROMPTS = {"prompts": ["Bread?"], "max_new_tokens": 2}
@@ -105,16 +104,6 @@ class Thorough(ModelAPI):
         ]
         message = ChatMessageAssistant(content="", tool_calls=made)
         return ModelOutput(choices=[ChatCompletionChoice(message=message, stop_reason="tool_calls")])
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The folder of the store, and overrides that name the pair."""
-    folder = tmp_path_factory.mktemp("every_method")
-    base = tiny.save_model(folder / "base")
-    pair = pair_overrides(base, tiny.save_adapter(folder / "adapter", tiny.model()), folder)
-    publish_all(folder, pair)
-    return folder, pair
 
 
 @pytest.mark.parametrize("name", options("diffing/method"))
