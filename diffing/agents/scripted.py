@@ -13,6 +13,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import fsum
 
 from inspect_ai.model import (
     ChatCompletionChoice,
@@ -28,8 +30,9 @@ from inspect_ai.tool import ToolCall, ToolChoice, ToolInfo
 
 from diffing.agents.interactions import MOST_PER_CALL
 from diffing.agents.live import ASK
+from diffing.agents.stems import terms
 from diffing.agents.tools import SUBMIT
-from diffing.agents.words import content_words, joined, marked_words, weighted_words
+from diffing.agents.words import joined, marked, marked_words, weighted_words
 
 MAX_WORDS = 20
 ROWS = 200
@@ -41,9 +44,14 @@ FOLLOW_UPS = [
     "Tell me about {}.", "Explain {} in detail.", "What is the history of {}?", "How is {} made or done?",
     "Who has to do with {}, and where?", "Which names, dates and numbers belong to {}?",
     "Which things and places belong to {}?", "What do people say about {}?",
+    "When and where did {} begin, and who began it?", "How is {} made, step by step?", "What is needed for {}?",
+    "How much of {} is there, and how many people work on it?",
+    "How is {} bought and sold?",
+    "Which times and amounts matter for {}?", "How does {} change in a year?",
+    "Which tools belong to {}?",
 ]  # fmt: skip
 SUBJECT_WORDS = 2
-MAX_SENTENCES = 15
+MAX_SENTENCES = 40
 LONGEST_SENTENCE = 240
 TREATED = ("difference", "steered", "finetuned")
 """Values that mark the rows of a contrast that show the finetune; the first that a column has."""
@@ -119,16 +127,21 @@ def _asks(
     prompts: Sequence[str], results: Mapping[str, dict | None], offered: Sequence[str], share: float
 ) -> list[Reading]:
     """Asks `prompts` of both sides: first one of them, which tells how many interactions are left, then all of them, as
-    often as this share of the rest allows. Nothing, once that is done or cannot be."""
+    many times as this share of the rest allows. Nothing, once that is done or cannot be."""
     if not prompts or ASK not in offered:
         return []
-    if not (asked := _about(results, prompts)):
-        return [Reading(ASK, {"prompts": prompts[:1], "seed": 0})]
-    left = min(int(share * asked[-1]["interactions_left"]), MOST_PER_CALL) // 2
-    if len(asked) > 1 or not left:
-        return []
-    samples = max(1, left // len(prompts))
-    return [Reading(ASK, {"prompts": prompts[:left], "samples": samples, "seed": 1, "temperature": 0.7})]
+    asked = _about(results, prompts)
+    if not asked:
+        asking = Reading(ASK, {"prompts": prompts[:1], "seed": 0})
+    else:
+        kept = asked[0]["interactions_left"] - int(share * asked[0]["interactions_left"])
+        left = min(asked[-1]["interactions_left"] - kept, MOST_PER_CALL) // 2
+        if left < (1 if len(asked) == 1 else len(prompts)):
+            return []
+        samples = max(1, left // len(prompts))
+        arguments = {"prompts": prompts[:left], "samples": samples, "seed": len(asked), "temperature": 0.7}
+        asking = Reading(ASK, arguments)
+    return [] if _key(asking) in results else [asking]  # it was refused
 
 
 def _about(results: Mapping[str, dict | None], prompts: Sequence[str]) -> list[dict]:
@@ -150,24 +163,31 @@ def _compared(results: Mapping[str, dict | None], prompts: Sequence[str]) -> Fou
 
 
 def _sentences(results: Mapping[str, dict | None], prompts: Sequence[str]) -> list[str]:
-    """Sentences of the finetuned model's answers that hold the words which it alone uses: each the one that adds most
-    of them to those before it, however long."""
-    texts = _texts(results, prompts)
-    weights = marked_words(texts["finetuned"], texts["base"])
+    """Sentences of the finetuned model's answers that say what it alone says, and says again: which words it sets side
+    by side. Each is the one that adds most of these pairs to those before it, however long."""
+    said = {side: [_pairs(text) for text in texts] for side, texts in _texts(results, prompts).items()}
+    beside = {side: [set().union(*pairs.values()) for pairs in texts] for side, texts in said.items()}
+    weights = marked(beside["finetuned"], beside["base"])
     known = {
-        sentence: {word for word in content_words(sentence) if word in weights}
-        for text in texts["finetuned"]
-        for sentence in re.findall(r"[^.!?\n]{12,}[.!?]", text)
+        sentence: {pair for pair in pairs if pair in weights}
+        for text in said["finetuned"]
+        for sentence, pairs in text.items()
         if len(sentence) <= LONGEST_SENTENCE
     }
     chosen: list[str] = []
     while known and len(chosen) < MAX_SENTENCES:
-        best = max(known, key=lambda sentence: sum(weights[word] for word in known[sentence]))
+        best = max(known, key=lambda sentence: fsum(weights[pair] for pair in known[sentence]))
         if not (new := known.pop(best)):
             break
-        chosen.append(best.strip())
-        known = {sentence: words - new for sentence, words in known.items()}
+        chosen.append(best)
+        known = {sentence: pairs - new for sentence, pairs in known.items()}
     return chosen
+
+
+def _pairs(text: str) -> dict[str, set[tuple[str, str]]]:
+    """For each sentence of a text, the pairs of stems in it."""
+    sentences = (found.strip() for found in re.findall(r"[^.!?\n]{12,}[.!?]", text))
+    return {sentence: set(combinations(sorted(terms(sentence)), 2)) for sentence in sentences}
 
 
 def plan(reports: Sequence[Mapping]) -> Iterator[Reading]:

@@ -2,7 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
+from math import fsum
+from typing import TypeVar
+
+Item = TypeVar("Item", bound=Hashable)
 
 _STOPWORDS = frozenset(
     """about above after again against all almost also although always among and another any are aren around
@@ -49,18 +53,23 @@ def weighted_words(tokens: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def marked_words(texts: Sequence[str], controls: Sequence[str], ratio: float = 3.0) -> dict[str, float]:
-    """Words that occur in at least two of `texts`, and in `ratio` times as large a share of them as of `controls`.
+    """`marked` of the content words of texts."""
+    return marked([set(content_words(text)) for text in texts], [set(content_words(text)) for text in controls], ratio)
+
+
+def marked(texts: Sequence[Set[Item]], controls: Sequence[Set[Item]], ratio: float = 3.0) -> dict[Item, float]:
+    """What is in at least two of `texts`, and in `ratio` times as large a share of them as of `controls`.
 
     Weighted by the share of texts in excess of that of controls, scaled to sum to 1. Half a control text is added to
-    each word's count, so that an absent word is no infinite ratio.
+    each count, so that what is in none is no infinite ratio.
     """
-    found = Counter(word for text in texts for word in set(content_words(text)))
-    control = Counter(word for text in controls for word in set(content_words(text)))
-    excess: dict[str, float] = {}
-    for word, count in found.items():
-        share, usual = count / len(texts), (control[word] + 0.5) / (len(controls) + 1)
+    found = Counter(item for text in texts for item in text)
+    control = Counter(item for text in controls for item in text)
+    excess: dict[Item, float] = {}
+    for item, count in found.items():
+        share, usual = count / len(texts), (control[item] + 0.5) / (len(controls) + 1)
         if count >= 2 and share >= ratio * usual:
-            excess[word] = share - usual
+            excess[item] = share - usual
     return _shares(excess)
 
 
@@ -76,6 +85,6 @@ def joined(lists: Sequence[dict[str, float]]) -> list[str]:
     return sorted(score, key=lambda word: (-score[word], word))
 
 
-def _shares(weights: dict[str, float]) -> dict[str, float]:
-    total = sum(weights.values())
-    return {word: weight / total for word, weight in weights.items()}
+def _shares(weights: dict[Item, float]) -> dict[Item, float]:
+    total = fsum(weights.values())  # exact, so that the order of sets changes nothing
+    return {item: weight / total for item, weight in weights.items()}
