@@ -13,13 +13,14 @@ def words(text: str) -> list[str]:
 
 
 def stem(word: str) -> str:
-    """The word without its common English endings, as long as three letters stay, and without a doubled last letter:
-    all of them, so that `gathered` and `gather` are the same."""
-    while not word.endswith("ss"):
-        shorter = (word.removesuffix(ending) for ending in _ENDINGS)
-        word, before = next((each for each in shorter if 3 <= len(each) < len(word)), word), word
-        if word == before:
+    """The word without one common English ending, if three letters stay, then without `er` (so that `gathered` and
+    `gather` are the same), and without a doubled last letter."""
+    for ending in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            word = word[: -len(ending)]
             break
+    if word.endswith("er") and len(word) >= 5:
+        word = word[:-2]
     return word[:-1] if len(word) > 3 and word[-1] == word[-2] and word.isalpha() else word
 
 
