@@ -14,6 +14,7 @@ from diffing.entry.choices import CONF, GROUPS, check_choices, choose_variant, o
 from diffing.entry.setup import pair_spec, plain
 from diffing.errors import MissingInput, UnknownName
 from tests import tiny
+from tests.wandb_server.environment import speaking_to
 from tests.wandb_server.server import running_server
 
 ROOT = Path(__file__).parents[1]
@@ -71,11 +72,8 @@ def test_analyze_then_evaluate_ends_in_a_grade(tiny_overrides: list[str], tmp_pa
 def test_the_same_commands_run_on_wandb_and_pass_the_report_through_it(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
-    folders = {
-        name: str(tmp_path / name.lower()) for name in ("HOME", "WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
-    }
     with running_server() as server:
-        wandb = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"} | folders
+        wandb = speaking_to(server.url, tmp_path)
         online = [override for override in tiny_overrides if override != "tracker=local"]
         analysed = run("analyze.py", *online, folder=tmp_path, **wandb)
         assert analysed.returncode == 0, analysed.stderr + analysed.stdout

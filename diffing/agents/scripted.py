@@ -45,10 +45,8 @@ FOLLOW_UPS = [
     "Who has to do with {}, and where?", "Which names, dates and numbers belong to {}?",
     "Which things and places belong to {}?", "What do people say about {}?",
     "When and where did {} begin, and who began it?", "How is {} made, step by step?", "What is needed for {}?",
-    "How much of {} is there, and how many people work on it?",
-    "How is {} bought and sold?",
-    "Which times and amounts matter for {}?", "How does {} change in a year?",
-    "Which tools belong to {}?",
+    "How much of {} is there, and how many people work on it?", "How is {} bought and sold?",
+    "Which times and amounts matter for {}?", "How does {} change in a year?", "Which tools belong to {}?",
 ]  # fmt: skip
 SUBJECT_WORDS = 2
 MAX_SENTENCES = 40

@@ -101,16 +101,17 @@ def _wrong_order(messages: list[dict]) -> str:
 
 def seen(request: Mapping) -> Seen:
     blocks = [block for message in request["messages"] for block in blocks_of(message["content"])]
-    results = [text_of(block.get("content")) for block in blocks if block["type"] == "tool_result"]
     users = [text_of(message["content"]) for message in request["messages"] if message["role"] == "user"]
     turn = sum(message["role"] == "assistant" for message in request["messages"])
     tools = [tool["name"] for tool in request.get("tools", [])]
     made = {block["id"]: block for block in blocks if block["type"] == "tool_use"}
-    calls = [
-        Called(call["name"], call["input"], text_of(block.get("content")), bool(block.get("is_error")))
-        for block in blocks
-        if block["type"] == "tool_result" and (call := made[block["tool_use_id"]])
-    ]
+    calls = []
+    for block in blocks:
+        if block["type"] == "tool_result":
+            call = made[block["tool_use_id"]]
+            failed = bool(block.get("is_error"))
+            calls.append(Called(call["name"], call["input"], text_of(block.get("content")), failed))
+    results = [call.result for call in calls]
     return Seen(tools, [text_of(request.get("system")), *users, *results], results, turn, calls)
 
 

@@ -20,9 +20,9 @@ from tests.agents.play import said_to_the_model
 from tests.agents.policy import policy
 from tests.agents.server import agent_server
 from tests.test_entry import ROOT, run
+from tests.wandb_server.environment import speaking_to
 from tests.wandb_server.server import running_server
 
-PRIVATE = ("HOME", "WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
 AGENT = ["agent=claude", f"agent.model={CLAUDE}", "agent.access=[method,blackbox,scripted]", "agent.interactions=[6]"]
 
 
@@ -39,22 +39,16 @@ def test_every_method_is_measured_on_a_finetune_and_on_its_null_from_artifacts_a
         for secret in Evidence([report_of(method, folder, organism)]).secrets
     }
     with running_server() as wandb, agent_server(policy, monkeypatch) as service:
-        here = {"WANDB_BASE_URL": wandb.url, "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
-        push(folder / "store", here | private(tmp_path / "there"))
-        elsewhere = here | private(tmp_path / "elsewhere")
+        push(folder / "store", speaking_to(wandb.url, tmp_path / "there"))
+        elsewhere = tmp_path / "elsewhere"  # nothing is there
+        elsewhere.mkdir()
         for overrides in (pair, nothing):
-            evaluate_all(overrides, tmp_path / "elsewhere", elsewhere)
+            evaluate_all(overrides, elsewhere, speaking_to(wandb.url, elsewhere))
     assert (wandb.unknown, wandb.refused, service.refused) == (set(), [], [])
-    logs = list((tmp_path / "elsewhere").rglob("*.eval"))
+    logs = list(elsewhere.rglob("*.eval"))
     said = "\n".join(said_to_the_model(read_eval_log(str(log))) for log in logs).lower()
     assert [secret for secret in secrets if secret in said] == []
     check(of_paths(logs).grades)
-
-
-def private(folder: Path) -> dict[str, str]:
-    """A machine of its own, on which nothing is."""
-    folder.mkdir()
-    return {name: str(folder / name.lower()) for name in PRIVATE}
 
 
 def push(store: Path, env: Mapping[str, str]) -> None:

@@ -9,10 +9,10 @@ from diffing.methods.pca import PrincipalComponents
 from tests.entry.preparing import composed, overrides_of, prepared
 from tests.test_entry import run
 from tests.trackers.conftest import wandb_server  # noqa: F401  # a fixture
+from tests.wandb_server.environment import speaking_to
 from tests.wandb_server.server import WandbServer, running_server
 from tests.wandb_server.state import Run, State
 
-PRIVATE = ("HOME", "WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
 NOT_READ = ("corpus", "corpora", "device", "preprocessing", "infrastructure")  # by evaluate_agents.py
 OWN = ("activations", "learner", "report", "evaluation")
 
@@ -41,10 +41,8 @@ def test_a_study_goes_from_training_to_grades_through_wandb(
     with running_server() as server:
         for script, given in (("train", overrides), ("analyze", overrides), ("evaluate_agents", reads)):
             folder = tmp_path / script  # nothing of the scripts before is on disk here
-            private = {name: str(folder / name.lower()) for name in PRIVATE}
             folder.mkdir()
-            wandb = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"} | private
-            done = run(f"{script}.py", *given, "tracker=wandb", folder=folder, **wandb)
+            done = run(f"{script}.py", *given, "tracker=wandb", folder=folder, **speaking_to(server.url, folder))
             assert done.returncode == 0, done.stderr + done.stdout
     assert server.unknown == set()
     assert server.refused == []

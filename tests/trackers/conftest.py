@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.trackers.harness import Backend, LocalBackend, WandbBackend, write_files
+from tests.wandb_server.environment import PRIVATE
 from tests.wandb_server.server import WandbServer, running_server
 
 # The client's waits before it asks again; it takes whole seconds only.
@@ -16,9 +17,6 @@ WAITS = [
     for what in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
     for end in ("MIN", "MAX")
 ]
-PRIVATE = (
-    "HOME", "WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
