@@ -1,13 +1,13 @@
 """A base model and its finetune, cheap to build: weights load on first use.
 
 A LoRA pair holds one copy of the base weights and switches its adapter on and off; a steering-vector or identical pair
-holds one model; only a full finetune holds two. `using(side)` is the only way to a model, so that an adapter can never
-be left in the wrong state.
+holds one model; only a full finetune holds two. `using(side)` and `amplified(...)` are the only ways to a model, so
+that an adapter can never be left in the wrong state.
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from diffing.axes import Side
 from diffing.errors import IncompatiblePair, InvalidSetting, SchemaMismatch
+from diffing.models.amplification import Amplification, Part, Resolution
+from diffing.models.amplification.exporting import export
+from diffing.models.amplification.logits import AmplifiedLogits
+from diffing.models.amplification.parts import Places, adapter_parts, full_parts, vector_part
+from diffing.models.amplification.resolving import resolve
 from diffing.models.sites import decoder_blocks, editing, embedding
 from diffing.models.sources import model_source, variant_source
 from diffing.specs import ModelSpec, PairSpec, layer_at
@@ -32,19 +37,90 @@ class ModelPair:
     def __init__(self, spec: PairSpec, device: str = "auto"):
         self.spec = spec
         self.device = _best_device() if device == "auto" else torch.device(device)
-        self._in_use: Side | None = None
+        self._in_use: tuple[str, PreTrainedModel] | None = None
+
+    def using(self, side: Side) -> AbstractContextManager[PreTrainedModel]:
+        """The model of one side, for the length of the block. Blocks of different sides must not be nested."""
+        return self._exclusively(f"the {side} side", lambda: self._switched_to(side))
+
+    def amplified(self, amplification: Amplification) -> AbstractContextManager[PreTrainedModel]:
+        """The finetuned model with what finetuning changed amplified, for the length of the block.
+
+        As of `using`, blocks of different models must not be nested. Whatever ends the block, both sides are to the bit
+        what they were before. Raises as `amplification` does, before anything is changed.
+        """
+        return self._exclusively(
+            f"amplification '{amplification.name}' ({amplification.digest})", lambda: self._amplified(amplification)
+        )
+
+    def amplification(self, amplification: Amplification) -> Resolution:
+        """What would be amplified, part by part, and by how much.
+
+        Raises InvalidSetting or UnknownName, with the place, for what this pair has not, and IncompatiblePair for
+        adapters that cannot be amplified or added.
+        """
+        if amplification.adapters and self.spec.finetuned.kind != "lora":
+            raise IncompatiblePair(
+                f"amplification '{amplification.name}' adds adapters, which goes with the adapter of a LoRA pair; this "
+                f"pair is of kind {self.spec.finetuned.kind}"
+            )
+        if amplification.logits is not None:
+            return Resolution(amplification, {})
+        added = {
+            each.id: adapter_parts(self._places, variant_source(each.variant).folder, each.id)
+            for each in amplification.adapters
+        }
+        return resolve(amplification, {"": self._parts, **added}, self._places)
+
+    def export_amplified(self, amplification: Amplification, folder: Path) -> None:
+        """Saves the amplified adapter of a LoRA pair as an ordinary PEFT folder. Raises InvalidSetting for what is no
+        adapter."""
+        if self.spec.finetuned.kind != "lora":
+            raise InvalidSetting(f"only adapters can be exported; this pair is of kind {self.spec.finetuned.kind}")
+        variants = {"": self.spec.finetuned} | {each.id: each.variant for each in amplification.adapters}
+        folders = {adapter: variant_source(variant).folder for adapter, variant in variants.items()}
+        export(self.amplification(amplification), self._base, folders, folder)
 
     @contextmanager
-    def using(self, side: Side) -> Iterator[PreTrainedModel]:
-        """The model of one side, for the length of the block. Blocks of different sides must not be nested."""
-        if self._in_use is not None and self._in_use is not side:
-            raise RuntimeError(f"the {side} side was asked for inside a block that uses the {self._in_use} side")
-        outer, self._in_use = self._in_use, side
-        try:
-            with self._switched_to(side) as model:
+    def _exclusively(
+        self, what: str, switch: Callable[[], AbstractContextManager[PreTrainedModel]]
+    ) -> Iterator[PreTrainedModel]:
+        """The one way in: a block inside of another must ask for the same."""
+        if self._in_use is not None:
+            outer, model = self._in_use
+            if outer != what:
+                raise RuntimeError(f"{what} was asked for inside a block that uses {outer}")
+            yield model
+            return
+        with switch() as model:
+            self._in_use = what, model
+            try:
                 yield model
-        finally:
-            self._in_use = outer
+            finally:
+                self._in_use = None
+
+    @contextmanager
+    def _amplified(self, amplification: Amplification) -> Iterator[PreTrainedModel]:
+        from diffing.models.amplification.applying import OWN, interpolated_tensors, weighted_adapters, with_added
+
+        resolution, kind = self.amplification(amplification), self.spec.finetuned.kind
+        with ExitStack() as undo:
+            if amplification.logits is not None:
+                yield AmplifiedLogits(self._switched_to, amplification.logits)
+            elif kind == "lora":
+                added = {each.id: f"added_{number}" for number, each in enumerate(amplification.adapters)}
+                folders = {added[each.id]: str(variant_source(each.variant).folder) for each in amplification.adapters}
+                undo.enter_context(with_added(self._with_adapter, folders))
+                undo.enter_context(weighted_adapters(self._with_adapter, resolution.weights, {"": OWN, **added}))
+                yield self._base
+            elif kind == "steering_vector":
+                (weight,) = resolution.weights.values()
+                yield undo.enter_context(self._steered(weight))
+            elif kind == "full":
+                undo.enter_context(interpolated_tensors(self._base, self._full, resolution.weights))
+                yield self._full
+            else:
+                yield self._base
 
     @contextmanager
     def _switched_to(self, side: Side) -> Iterator[PreTrainedModel]:
@@ -54,14 +130,37 @@ class ModelPair:
             with nullcontext() if side is Side.FINETUNED else model.disable_adapter():
                 yield self._base
         elif kind == "steering_vector" and side is Side.FINETUNED:
-            vector, layer = self._steering_vector, self.spec.finetuned.layer
-            assert layer is not None  # VariantSpec requires it
-            with editing(self._base, layer, lambda hidden: hidden + vector.to(hidden)):
-                yield self._base
+            with self._steered(1.0) as model:
+                yield model
         elif kind == "full" and side is Side.FINETUNED:
             yield self._full
         else:
             yield self._base
+
+    @contextmanager
+    def _steered(self, weight: float) -> Iterator[PreTrainedModel]:
+        vector, layer = weight * self._steering_vector, self.spec.finetuned.layer
+        assert layer is not None  # VariantSpec requires it
+        with editing(self._base, layer, lambda hidden: hidden + vector.to(hidden)):
+            yield self._base
+
+    @cached_property
+    def _places(self) -> Places:
+        return Places(self._base)
+
+    @cached_property
+    def _parts(self) -> Sequence[Part]:
+        """What the finetune changed."""
+        match self.spec.finetuned.kind:
+            case "lora":
+                _ = self._with_adapter  # that it fits is checked there
+                return adapter_parts(self._places, variant_source(self.spec.finetuned).folder)
+            case "full":
+                return full_parts(self._places, self._base, self._full)
+            case "steering_vector":
+                assert self.spec.finetuned.layer is not None  # VariantSpec requires it
+                return [vector_part(self.spec.finetuned.layer)]
+        return []
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
