@@ -22,7 +22,7 @@ from diffing.errors import IncompatiblePair, InvalidSetting, SchemaMismatch
 from diffing.models.amplification import Amplification, Part, Resolution
 from diffing.models.amplification.exporting import export
 from diffing.models.amplification.logits import AmplifiedLogits
-from diffing.models.amplification.parts import Places, adapter_parts, full_parts, vector_part
+from diffing.models.amplification.parts import OWN, Places, adapter_parts, full_parts, vector_part
 from diffing.models.amplification.resolving import resolve
 from diffing.models.sites import decoder_blocks, editing, embedding
 from diffing.models.sources import model_source, variant_source
@@ -101,7 +101,7 @@ class ModelPair:
 
     @contextmanager
     def _amplified(self, amplification: Amplification) -> Iterator[PreTrainedModel]:
-        from diffing.models.amplification.applying import OWN, interpolated_tensors, weighted_adapters, with_added
+        from diffing.models.amplification.applying import interpolated_tensors, weighted_adapters, with_added
 
         resolution, kind = self.amplification(amplification), self.spec.finetuned.kind
         with ExitStack() as undo:

@@ -10,17 +10,13 @@ from contextlib import ExitStack, contextmanager
 from typing import cast
 
 import torch
-from jaxtyping import Float
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer, LoraModel
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from diffing.models.amplification.parts import Part, changed_tensors
-
-OWN = "default"
-"""PEFT's name of the adapter that a pair has."""
+from diffing.models.amplification.parts import OWN, Part, between, changed_tensors
 
 
 @contextmanager
@@ -111,11 +107,6 @@ def _interpolated(base: Tensor, value: Tensor, weight: float) -> Iterator[None]:
     finally:
         with torch.no_grad():
             value.copy_(kept)
-
-
-def between(base: Float[Tensor, "*shape"], value: Float[Tensor, "*shape"], weight: float) -> Float[Tensor, "*shape"]:
-    """base + weight * (value - base) in float32, in the dtype of `value`."""
-    return (base.float() + weight * (value.float() - base.float())).to(value.dtype)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ side by side, padded with zeros to the same rank everywhere, and scales go into 
 """
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffing.errors import InvalidSetting
-from diffing.models.amplification.applying import OWN, between
-from diffing.models.amplification.parts import Part
+from diffing.models.amplification.parts import OWN, Part, between
 from diffing.models.amplification.resolving import Resolution
 
 RECORD = "amplification.json"
@@ -118,14 +116,15 @@ def _side_by_side(weights: Mapping[Part, float], folders: Mapping[str, Path]) ->
 
 def _scales(config: Mapping, stored: Mapping[str, Tensor]) -> dict[str, float]:
     """What PEFT multiplies the product of the factors with, by module."""
+    from peft.utils.other import get_pattern_key
+
+    alphas = config.get("alpha_pattern") or {}
     found = {}
     for key, value in stored.items():
         module, low_rank, factor = key.removeprefix("base_model.model.").partition(".lora_")
         if not low_rank or not factor.startswith(("A", "embedding_A")):
             continue
-        patterns = (config.get("alpha_pattern") or {}).items()
-        own = (alpha for pattern, alpha in patterns if re.match(rf"(.*\.)?({pattern})$", module))
-        alpha = next(own, config["lora_alpha"])
+        alpha = alphas.get(get_pattern_key(list(alphas), module), config["lora_alpha"])
         rank = len(value)
         found[module] = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,6 +15,8 @@ from diffing.errors import IncompatiblePair
 from diffing.models.amplification.grammar import GROUPS
 from diffing.models.sites import decoder_blocks
 
+OWN = "default"
+"""PEFT's name of the adapter that a pair has."""
 _NORM = re.compile(r"norm|^ln(_|\d|$)", re.IGNORECASE)
 _ATTENTION, _MLP = re.compile(r"attn|attention", re.IGNORECASE), re.compile(r"mlp|ffn|feed_forward|moe", re.IGNORECASE)
 
@@ -141,6 +144,11 @@ def changed_tensors(base: PreTrainedModel, finetuned: PreTrainedModel) -> Iterat
 def full_parts(places: Places, base: PreTrainedModel, finetuned: PreTrainedModel) -> list[Part]:
     """Parameters that a full finetune changed."""
     return [places.part(name, "tensor") for name, _, _ in changed_tensors(base, finetuned)]
+
+
+def between(base: Float[Tensor, "*shape"], value: Float[Tensor, "*shape"], weight: float) -> Float[Tensor, "*shape"]:
+    """base + weight * (value - base) in float32, in the dtype of `value`."""
+    return (base.float() + weight * (value.float() - base.float())).to(value.dtype)
 
 
 def vector_part(layer: int) -> Part:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from diffing.errors import InvalidSetting, UnknownName
 from diffing.models.amplification.grammar import ALL, GROUPS, Amplification, LayerRange, Layers, Rule
 from diffing.models.amplification.parts import Part, Places
-from diffing.specs import JSON
+from diffing.specs import JSON, layer_at
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,7 @@ def layers_of(layers: Layers, n_layers: int) -> set[int | None]:
 def _absolute(layer: int | float, n_layers: int) -> int:
     if isinstance(layer, float):
         return round(layer * (n_layers - 1))
-    if not 0 <= layer < n_layers:
-        raise InvalidSetting(f"layer {layer} is out of range: the model has layers 0 to {n_layers - 1}")
-    return layer
+    return layer_at(layer, n_layers)
 
 
 def _covered(rule: Rule, parts: Mapping[Part, float], places: Places, there: str) -> list[Part]:

@@ -7,7 +7,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from diffing.axes import Side
-from diffing.models.amplification import Amplification, LayerRange, Rule
+from diffing.models.amplification import Amplification, Rule
 from diffing.models.pair import ModelPair
 from diffing.models.sources import pin
 from tests import tiny
@@ -73,10 +73,6 @@ def assert_same(before: dict[str, object], after: dict[str, object]) -> None:
     for name, value in before.items():
         same = torch.equal(value, after[name]) if isinstance(value, torch.Tensor) else value == after[name]
         assert same, name
-
-
-def layer_range(start: float, end: float) -> LayerRange:
-    return LayerRange(start, end)
 
 
 def weights_of(pair: ModelPair, amplification: Amplification) -> dict[str, float]:
